@@ -1,0 +1,116 @@
+"""Sending wake-ups, and "look" notes for those who watch a job. Best effort by design: what is lost here is late,
+never lost (the scheduler's re-waker finds it)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable
+from uuid import UUID
+
+import redis
+import structlog
+from dramatiq.common import current_millis
+
+from shared.jobs import Moved, Wake
+from shared.telemetry import metrics
+
+from .factory import WakeBroker, bell_channel, wake_message
+
+__all__ = ["LOOK_CHANNEL", "Publisher"]
+
+# One channel for all looks; the body is the job's UUID. Watchers filter.
+LOOK_CHANNEL = "gradeline:look"
+_MAX_BATCH = 1000
+_log = structlog.get_logger(__name__)
+
+
+class Publisher:
+    """Publishes from a thread of its own, in pipelined batches, so that no caller ever waits for Redis."""
+
+    def __init__(self, broker: WakeBroker) -> None:
+        self._broker = broker
+        self._queue: queue.SimpleQueue[Wake | UUID | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Publisher:
+        """Start the thread: after any fork. Returns itself."""
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread.start()
+        return self
+
+    def wake(self, wakes: Iterable[Wake]) -> None:
+        """Ring for these jobs. Call it after the commit that made them due."""
+        for wake in wakes:
+            self._queue.put(wake)
+
+    def look(self, job_ids: Iterable[UUID]) -> None:
+        """Tell watchers that these jobs have new events."""
+        for job_id in job_ids:
+            self._queue.put(job_id)
+
+    def moved(self, moved: Moved) -> None:
+        """Both, for what a write changed."""
+        self.wake(moved.wakes)
+        self.look({*moved.ids, *(w.job_id for w in moved.wakes)})
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Send what is queued, within ``timeout`` seconds."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            batch = [item]
+            while len(batch) < _MAX_BATCH and batch[-1] is not None:
+                try:
+                    batch.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            wakes = [i for i in batch if isinstance(i, Wake)]
+            looks = {i for i in batch if isinstance(i, UUID)}
+            try:
+                self.send(wakes, looks)
+            except Exception as e:  # the thread must outlive any surprise
+                for wake in wakes:
+                    metrics.PUBLISH_FAILURES.labels(wake.queue).inc()
+                known = isinstance(e, redis.RedisError)
+                (_log.warning if known else _log.error)("publish.failed", wakes=len(wakes), error=type(e).__name__)
+            if batch[-1] is None:
+                return
+
+    def send(self, wakes: Iterable[Wake], looks: Iterable[UUID] = ()) -> None:
+        """Send now, in one pipeline. Raises redis.RedisError."""
+        broker = self._broker
+        dispatch = broker.scripts["dispatch"]
+        with broker.client.pipeline(transaction=False) as pipe:
+            queues = set()
+            for wake in wakes:
+                message = wake_message(wake.queue, str(wake.job_id))
+                # The same call as RedisBroker.enqueue makes, on a pipeline; its arguments are those of
+                # dramatiq/brokers/redis.py, _dispatch.
+                dispatch(
+                    keys=[broker.namespace],
+                    args=[
+                        "enqueue",
+                        current_millis(),
+                        wake.queue,
+                        broker.broker_id,
+                        broker.heartbeat_timeout,
+                        broker.dead_message_ttl,
+                        0,
+                        broker._max_unpack_size(),
+                        message.options["redis_message_id"],
+                        message.encode(),
+                    ],
+                    client=pipe,
+                )
+                queues.add(wake.queue)
+            for name in queues:
+                pipe.publish(bell_channel(name), b"")
+            for job_id in looks:
+                pipe.publish(LOOK_CHANNEL, str(job_id))
+            pipe.execute()

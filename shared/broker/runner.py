@@ -1,0 +1,232 @@
+"""The one runner of every worker: a service is its handlers and a ``main`` that calls ``run_worker``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import dramatiq
+import structlog
+from dramatiq.worker import Worker
+
+from shared import ids
+from shared.db import open_pool
+from shared.db.pools import connect
+from shared.jobs import Handler, PermanentError, WorkerStopping
+from shared.jobs.store import WorkerIdentity
+from shared.settings import Settings
+from shared.storage import Storage, from_settings
+from shared.telemetry import health, logging, sentry
+
+from .factory import WakeBroker, actor_name, make_redis
+from .heartbeat import Heartbeat
+from .middleware import Claim, Retries, TimeLimit
+from .publisher import Publisher
+from .run import RunRegistry, current_run
+
+__all__ = ["WorkerDeps", "WorkerProcess", "discover", "run_worker"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class WorkerDeps:
+    """What a job type's ``build(deps)`` may use. ``on_close`` functions run when the process stops."""
+
+    settings: Settings
+    storage: Storage
+    closers: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        self.closers.append(close)
+
+
+def discover(package: ModuleType, deps: WorkerDeps) -> dict[str, Handler[Any, Any]]:
+    """The handlers of a service: every sub-package that has ``build(deps) -> Handler``, by job type name and alias."""
+    handlers: dict[str, Handler[Any, Any]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.ispkg:
+            continue
+        build = getattr(importlib.import_module(f"{package.__name__}.{info.name}"), "build", None)
+        if build is not None:
+            handler: Handler[Any, Any] = build(deps)
+            for name in (handler.job_type.name, *handler.job_type.aliases):
+                handlers[name] = handler
+    return handlers
+
+
+class WorkerProcess:
+    """One worker process: Dramatiq threads for the queues of its handlers, heartbeat, health port, and drain."""
+
+    def __init__(
+        self, service: str, handlers: Mapping[str, Handler[Any, Any]], deps: WorkerDeps, *, concurrency: int | None = None
+    ) -> None:
+        settings = deps.settings
+        queues = sorted({h.job_type.queue for h in handlers.values()})
+        if len(queues) != 1:
+            raise ValueError(f"{service} must serve exactly one queue, not {queues}")
+        self.queue = queues[0]
+        self.service = service
+        self._settings = settings
+        self._deps = deps
+        self._handlers = handlers
+        self._concurrency = concurrency or settings.worker_concurrency
+        self.runs = RunRegistry()
+        self.identity = WorkerIdentity(
+            ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency
+        )
+        url = settings.database_url.get_secret_value()
+        self._pool = open_pool(url, size=self._concurrency + 1, application_name=f"gradeline-{service}")
+        client = make_redis(settings.redis_url.get_secret_value())
+        self.broker = WakeBroker(client)
+        self.publisher = Publisher(self.broker)
+        for middleware in (
+            Claim(
+                worker=self.identity,
+                handlers=handlers,
+                pool=self._pool,
+                publisher=self.publisher,
+                runs=self.runs,
+                lease_seconds=settings.lease_seconds,
+            ),
+            TimeLimit(),
+            Retries(),
+        ):
+            self.broker.add_middleware(middleware)
+        dramatiq.set_broker(self.broker)
+        dramatiq.actor(_run_current, actor_name=actor_name(self.queue), queue_name=self.queue, broker=self.broker)
+        self.heartbeat = Heartbeat(
+            lambda: connect(url, f"gradeline-{service}-heartbeat"),
+            self.identity,
+            self.runs,
+            every=settings.heartbeat_seconds,
+            lease_seconds=settings.lease_seconds,
+        )
+        self._worker = Worker(self.broker, worker_timeout=1000, worker_threads=self._concurrency)
+        # Prefetched wake-ups only order themselves within this process: hold no more than there are threads.
+        self._worker.queue_prefetch = self._concurrency
+        self._health: health.HealthServer | None = None
+        self._started_at = time.monotonic()
+
+    def start(self) -> None:
+        self.publisher.start()
+        self.heartbeat.start()
+        self._worker.start()
+        if self._settings.health_port is not None:
+            self._health = health.HealthServer(
+                self._settings.health_host,
+                self._settings.health_port,
+                {"postgres": self._postgres_problem, "redis": self._redis_problem},
+                live={"heartbeat": self._heartbeat_problem, "threads": self._thread_problem},
+                stats=self.stats,
+            )
+            self._health.start()
+        _log.info("worker.started", service=self.service, queue=self.queue, concurrency=self._concurrency)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Drain: claim nothing more, give running jobs ``grace`` seconds, then hand the rest back, charged to nobody."""
+        grace = self._settings.shutdown_grace_seconds if grace is None else grace
+        self.runs.draining = True
+        _log.info("worker.draining", service=self.service, running=len(self.runs.all()))
+        if not self.runs.wait_idle(grace):
+            for run in self.runs.all():
+                run.interrupt(WorkerStopping())
+            self.runs.wait_idle(5)
+        self._worker.stop(timeout=3000)
+        self.heartbeat.stop()
+        self.publisher.close()
+        for close in self._deps.closers:
+            close()
+        if self._health is not None:
+            self._health.close()
+        self._pool.close(timeout=2)
+        _log.info("worker.stopped", service=self.service)
+
+    def serve(self) -> None:
+        """Start, run until SIGTERM or SIGINT, drain. A second signal ends the grace period."""
+        stop = threading.Event()
+        hurry = threading.Event()
+
+        def on_signal(signum: int, frame: object) -> None:
+            (hurry if stop.is_set() else stop).set()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        self.start()
+        while not stop.wait(3600):
+            pass
+        threading.Thread(target=lambda: hurry.wait() and self._hurry(), daemon=True).start()
+        self.stop()
+
+    def _hurry(self) -> None:
+        for run in self.runs.all():
+            run.interrupt(WorkerStopping())
+
+    # -- health
+
+    def stats(self) -> dict[str, Any]:
+        """What the health port shows of this process."""
+        return {
+            "service": self.service,
+            "queue": self.queue,
+            "worker_id": str(self.identity.id),
+            "pid": self.identity.pid,
+            "concurrency": self._concurrency,
+            "running": len(self.runs.all()),
+            "ended": dict(self.runs.counts),
+            "draining": self.runs.draining,
+            "uptime_seconds": round(time.monotonic() - self._started_at, 1),
+            "heartbeat_age_seconds": round(self.heartbeat.age, 2),
+            "job_types": sorted(self._handlers),
+        }
+
+    def _heartbeat_problem(self) -> str | None:
+        return None if self.heartbeat.alive else "the heartbeat thread is dead"
+
+    def _thread_problem(self) -> str | None:
+        dead = [f"consumer {n}" for n, c in self._worker.consumers.items() if not c.is_alive()]
+        dead += [f"worker thread {i}" for i, t in enumerate(self._worker.workers) if not t.is_alive()]
+        return f"dead: {', '.join(dead)}" if dead and not self.runs.draining else None
+
+    def _postgres_problem(self) -> str | None:
+        # By the heartbeat's own success, so that a probe costs no query.
+        late = self.heartbeat.age > max(5.0, 3 * self._settings.heartbeat_seconds)
+        return f"no heartbeat reached Postgres for {self.heartbeat.age:.0f} s" if late else None
+
+    def _redis_problem(self) -> str | None:
+        try:
+            self.broker.client.ping()
+        except Exception as e:
+            return type(e).__name__
+        return None
+
+
+def run_worker(service: str, package: ModuleType, *, concurrency: int | None = None) -> None:
+    """The whole of a worker's ``main``: settings, telemetry, the handlers found in ``package``, and serving them."""
+    settings = Settings()
+    logging.configure(settings, service)
+    sentry.init(settings, service)
+    deps = WorkerDeps(settings, from_settings(settings))
+    WorkerProcess(service, discover(package, deps), deps, concurrency=concurrency).serve()
+
+
+def _run_current(job_id: str) -> None:
+    """The actor of every queue. The message's job is a hint; what runs is what Claim claimed."""
+    run = current_run()
+    if run is None:  # Claim did not get as far as a job, and Dramatiq ran us all the same
+        return
+    if run.handler is None:
+        run.exception = PermanentError(
+            "job.no_handler", "This service does not know how to do this kind of job.", job_type=run.claimed.type
+        )
+        return
+    run.execute()
