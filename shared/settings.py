@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     sentry_dsn: SecretStr | None = None
 
+    # Gateway
+    api_host: str = "127.0.0.1"
+    port: int = 8080
+    api_workers: int = Field(default=2, ge=1)
+
     # Object storage: S3 when a bucket is named, else a local folder.
     storage_dir: Path = Path("var/storage")
     s3_bucket: str | None = None

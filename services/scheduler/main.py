@@ -29,9 +29,7 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pool = open_pool(
-            settings.database_url.get_secret_value(), size=3, application_name="gradeline-scheduler"
-        )
+        self._pool = open_pool(settings.database_url.get_secret_value(), size=3, application_name="gradeline-scheduler")
         self._redis = make_redis(settings.redis_url.get_secret_value())
         self._publisher = Publisher(WakeBroker(self._redis))
         self._figures = QueueFigures(self._pool)

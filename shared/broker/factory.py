@@ -84,7 +84,7 @@ class WakeBroker(RedisBroker):
             self.emit_after("declare_queue", queue_name)
 
 
-class WakeConsumer(_RedisConsumer):  # type: ignore[misc]
+class WakeConsumer(_RedisConsumer):
     """Fetches wake-ups; rests on the bell when there are none, and on a freed slot when it holds enough."""
 
     def __init__(self, broker: WakeBroker, queue_name: str, prefetch: int, timeout: int) -> None:
@@ -103,9 +103,7 @@ class WakeConsumer(_RedisConsumer):  # type: ignore[misc]
                 return None
             # Subscribe before the fetch: a bell rung in between is then in the socket, not lost.
             bell = self._listen()
-            self.message_cache = self.broker.do_fetch(
-                self.queue_name, self.prefetch - self.outstanding_message_count
-            )
+            self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
             if self.message_cache:
                 return self._take(self.message_cache.pop(0))
             bell.get_message(ignore_subscribe_messages=True, timeout=self.timeout / 1000)

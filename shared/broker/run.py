@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import structlog
 from psycopg.rows import DictRow
 from pydantic import BaseModel
 
-import psycopg
 from shared.db import SyncPool
 from shared.jobs import (
     ClaimedJob,
@@ -25,8 +25,8 @@ from shared.jobs import (
     JobInfo,
     LeaseLost,
     Outcome,
+    store,
 )
-from shared.jobs import store
 
 from .publisher import Publisher
 
@@ -153,9 +153,7 @@ class Run:
         self.check()
         structlog.get_logger("job").info(message, **fields)
         with self._pool.connection() as conn:
-            seq = store.log(
-                conn, self.claimed.id, self.claimed.attempt, self.worker_id, {"message": message, **fields}
-            )
+            seq = store.log(conn, self.claimed.id, self.claimed.attempt, self.worker_id, {"message": message, **fields})
         self._written(seq)
 
     def _written(self, seq: int | None) -> None:

@@ -68,7 +68,12 @@ class WorkerProcess:
     """One worker process: Dramatiq threads for the queues of its handlers, heartbeat, health port, and drain."""
 
     def __init__(
-        self, service: str, handlers: Mapping[str, Handler[Any, Any]], deps: WorkerDeps, *, concurrency: int | None = None
+        self,
+        service: str,
+        handlers: Mapping[str, Handler[Any, Any]],
+        deps: WorkerDeps,
+        *,
+        concurrency: int | None = None,
     ) -> None:
         settings = deps.settings
         queues = sorted({h.job_type.queue for h in handlers.values()})
@@ -81,9 +86,7 @@ class WorkerProcess:
         self._handlers = handlers
         self._concurrency = concurrency or settings.worker_concurrency
         self.runs = RunRegistry()
-        self.identity = WorkerIdentity(
-            ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency
-        )
+        self.identity = WorkerIdentity(ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency)
         url = settings.database_url.get_secret_value()
         self._pool = open_pool(url, size=self._concurrency + 1, application_name=f"gradeline-{service}")
         client = make_redis(settings.redis_url.get_secret_value())
@@ -103,7 +106,7 @@ class WorkerProcess:
         ):
             self.broker.add_middleware(middleware)
         dramatiq.set_broker(self.broker)
-        dramatiq.actor(_run_current, actor_name=actor_name(self.queue), queue_name=self.queue, broker=self.broker)
+        dramatiq.actor(actor_name=actor_name(self.queue), queue_name=self.queue, broker=self.broker)(_run_current)
         self.heartbeat = Heartbeat(
             lambda: connect(url, f"gradeline-{service}-heartbeat"),
             self.identity,
@@ -133,7 +136,7 @@ class WorkerProcess:
         _log.info("worker.started", service=self.service, queue=self.queue, concurrency=self._concurrency)
 
     def stop(self, grace: float | None = None) -> None:
-        """Drain: claim nothing more, give running jobs ``grace`` seconds, then hand the rest back, charged to nobody."""
+        """Drain: claim nothing more, give running jobs ``grace`` seconds, then hand the rest back."""
         grace = self._settings.shutdown_grace_seconds if grace is None else grace
         self.runs.draining = True
         _log.info("worker.draining", service=self.service, running=len(self.runs.all()))
@@ -164,10 +167,11 @@ class WorkerProcess:
         self.start()
         while not stop.wait(3600):
             pass
-        threading.Thread(target=lambda: hurry.wait() and self._hurry(), daemon=True).start()
+        threading.Thread(target=self._hurry, args=(hurry,), daemon=True).start()
         self.stop()
 
-    def _hurry(self) -> None:
+    def _hurry(self, wanted: threading.Event) -> None:
+        wanted.wait()
         for run in self.runs.all():
             run.interrupt(WorkerStopping())
 

@@ -19,7 +19,7 @@ OnFailure = Literal["fail", "cancel", "run"]
 
 @dataclass(frozen=True, slots=True)
 class ParentEdge:
-    """Wait for ``parent_id``, which must be in the same submit."""
+    """Wait for ``parent_id``: a job earlier in the same submit, or one of the same organisation accepted before."""
 
     parent_id: UUID
     on_failure: OnFailure = "fail"

@@ -98,9 +98,7 @@ def progress(conn: Connection, id: UUID, attempt: int, worker_id: UUID, percent:
 
 def log(conn: Connection, id: UUID, attempt: int, worker_id: UUID, data: dict[str, Any]) -> int | None:
     """Keep a log line with the attempt, under the fence. None when the job is no longer ours."""
-    row = conn.execute(
-        _sql.LOG, {"id": id, "attempt": attempt, "worker_id": worker_id, "data": Jsonb(data)}
-    ).fetchone()
+    row = conn.execute(_sql.LOG, {"id": id, "attempt": attempt, "worker_id": worker_id, "data": Jsonb(data)}).fetchone()
     return row["seq"] if row else None
 
 

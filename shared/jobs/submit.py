@@ -6,9 +6,10 @@ commits with it or not at all. Nothing is sent to a broker here: publish ``Accep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -19,7 +20,7 @@ from shared.contracts import JOB_TYPES, Registry, UnknownJobType
 from . import _sql
 from .errors import InvalidSubmit
 from .models import NewBatch, NewJob, Wake
-from .states import Status
+from .states import TERMINAL, Status
 
 __all__ = ["Accepted", "insert_batch", "insert_batch_async", "submit", "submit_async", "validate"]
 
@@ -80,15 +81,43 @@ def validate(job: NewJob, registry: Registry = JOB_TYPES) -> NewJob:
     )
 
 
-def _parameters(jobs: Sequence[NewJob], registry: Registry) -> dict[str, Any]:
+# Share-locked, so that a parent that is ending at this moment is seen ended, or waits to free the new child.
+_PARENTS = "select id, org_id, status from jobs where id = any(%(ids)s) order by id for share"
+
+
+def _outside_parents(jobs: Sequence[NewJob]) -> list[UUID]:
+    """Parents that were accepted earlier, not in this submit."""
+    inside = {job.id for job in jobs}
+    return sorted({e.parent_id for job in jobs for e in job.parents} - inside)
+
+
+def _pending(job: NewJob, before: set[UUID], outside: Mapping[UUID, Mapping[str, Any]]) -> int:
+    """How many parents ``job`` has to wait for. Raises InvalidSubmit for those it cannot wait for."""
+    pending = 0
+    for edge in job.parents:
+        if edge.parent_id in before:
+            pending += 1
+            continue
+        parent = outside.get(edge.parent_id)
+        # Only jobs of this submit that come earlier, or older ones, can be parents: no cycle can be built.
+        if parent is None or parent["org_id"] != job.org_id:
+            raise InvalidSubmit("job.unknown_parent", "depends_on", "names a job that does not exist")
+        status = Status(parent["status"])
+        if status in (Status.FAILED, Status.CANCELLED) and edge.on_failure != "run":
+            raise InvalidSubmit("job.parent_ended", "depends_on", f"names a job that has {status.value}")
+        pending += status not in TERMINAL
+    return pending
+
+
+def _parameters(
+    jobs: Sequence[NewJob], registry: Registry, outside: Mapping[UUID, Mapping[str, Any]]
+) -> dict[str, Any]:
     valid = [validate(job, registry) for job in jobs]
-    seen: set[Any] = set()
+    before: set[UUID] = set()
+    pending = []
     for job in valid:
-        # Parents come before their children, which also rules out cycles.
-        missing = [e.parent_id for e in job.parents if e.parent_id not in seen]
-        if missing:
-            raise InvalidSubmit("job.unknown_parent", "depends_on", "a job may wait only for jobs submitted before it")
-        seen.add(job.id)
+        pending.append(_pending(job, before, outside))
+        before.add(job.id)
     edges = [(job.id, e) for job in valid for e in job.parents]
     return {
         "id": [j.id for j in valid],
@@ -105,7 +134,7 @@ def _parameters(jobs: Sequence[NewJob], registry: Registry) -> dict[str, Any]:
         "metadata": [Jsonb(dict(j.metadata)) for j in valid],
         "webhook_url": [j.webhook_url for j in valid],
         "notify_email": [j.notify_email for j in valid],
-        "pending_parents": [len(j.parents) for j in valid],
+        "pending_parents": pending,
         "child_ids": [child for child, _ in edges],
         "parent_ids": [e.parent_id for _, e in edges],
         "on_failure": [e.on_failure for _, e in edges],
@@ -126,15 +155,24 @@ def _accepted(jobs: Sequence[NewJob], rows: list[dict[str, Any]]) -> Accepted:
 def submit(
     conn: psycopg.Connection[dict[str, Any]], jobs: Sequence[NewJob], registry: Registry = JOB_TYPES
 ) -> Accepted:
-    """Accept jobs on ``conn``. Raises InvalidSubmit before anything is written."""
-    return _accepted(jobs, conn.execute(_sql.SUBMIT, _parameters(jobs, registry)).fetchall())
+    """Accept jobs on ``conn``: inside a transaction, where any waits for a job accepted earlier.
+
+    Raises InvalidSubmit before anything is written.
+    """
+    outside = {}
+    if parents := _outside_parents(jobs):
+        outside = {row["id"]: row for row in conn.execute(_PARENTS, {"ids": parents}).fetchall()}
+    return _accepted(jobs, conn.execute(_sql.SUBMIT, _parameters(jobs, registry, outside)).fetchall())
 
 
 async def submit_async(
     conn: psycopg.AsyncConnection[dict[str, Any]], jobs: Sequence[NewJob], registry: Registry = JOB_TYPES
 ) -> Accepted:
     """As ``submit``, on an event loop."""
-    cursor = await conn.execute(_sql.SUBMIT, _parameters(jobs, registry))
+    outside = {}
+    if parents := _outside_parents(jobs):
+        outside = {row["id"]: row for row in await (await conn.execute(_PARENTS, {"ids": parents})).fetchall()}
+    cursor = await conn.execute(_sql.SUBMIT, _parameters(jobs, registry, outside))
     return _accepted(jobs, await cursor.fetchall())
 
 

@@ -21,6 +21,7 @@ __all__ = ["LocalStorage"]
 
 _INCOMING = ".incoming"  # no key can start with a dot, so no object is ever in here
 _STALE_SECONDS = 3600.0  # an upload takes minutes at most: older leftovers belong to a process that died
+_PUBLISH_ATTEMPTS = 50  # each lost only to a delete of the folder's last object in the same microseconds
 
 
 class LocalStorage:
@@ -33,7 +34,7 @@ class LocalStorage:
         self._root = Path(root).absolute()
         self._swept = False
 
-    def put_file(self, key: str, path: Path, media_type: str, *, consume: bool = False) -> None:  # noqa: ARG002
+    def put_file(self, key: str, path: Path, media_type: str, *, consume: bool = False) -> None:
         target = self._path(key)
         with _os_errors():
             if consume:
@@ -50,7 +51,7 @@ class LocalStorage:
             if consume:
                 path.unlink()
 
-    def put_bytes(self, key: str, data: bytes, media_type: str) -> None:  # noqa: ARG002
+    def put_bytes(self, key: str, data: bytes, media_type: str) -> None:
         target = self._path(key)
         with _os_errors():
             self._write(target, data)
@@ -127,7 +128,7 @@ class LocalStorage:
 
     def _publish(self, ready: Path, target: Path) -> None:
         """Rename the synced file ``ready`` to ``target``, and make the new name durable."""
-        for attempt in range(5):
+        for attempt in range(_PUBLISH_ATTEMPTS):
             new = [
                 p for p in (target.parent, *target.parent.parents) if p.is_relative_to(self._root) and not p.exists()
             ]
@@ -135,8 +136,9 @@ class LocalStorage:
                 for folder in reversed(new):
                     folder.mkdir(mode=0o700, parents=folder == self._root, exist_ok=True)
                 os.replace(ready, target)
-            except FileNotFoundError:  # a delete pruned the folder between the two calls
-                if attempt == 4 or not ready.exists():
+            except (FileNotFoundError, FileExistsError):
+                # A delete pruned the folder between two calls (FileExistsError: within mkdir, which looks twice).
+                if attempt == _PUBLISH_ATTEMPTS - 1 or not ready.exists():
                     raise
             else:
                 for folder in (target.parent, *(p.parent for p in new)):

@@ -58,7 +58,7 @@ PUBLISH_FAILURES = Counter(
 # -- workers
 WAKEUPS = Counter(
     "gradeline_wakeups_total",
-    "Messages received, by what they led to: claimed, empty, undecodable, unknown.",
+    "Messages received, by what they led to: claimed, empty, undecodable, unknown, failed, lost, polled.",
     ("queue", "outcome"),
 )
 JOBS_CLAIMED = Counter("gradeline_jobs_claimed_total", "Attempts begun.", ("queue", "job_type"))

@@ -115,7 +115,7 @@ def scrub(event: Event, hint: Hint) -> Event | None:
     return kept  # type: ignore[return-value]
 
 
-def scrub_breadcrumb(crumb: Breadcrumb, hint: BreadcrumbHint) -> Breadcrumb | None:  # noqa: ARG001
+def scrub_breadcrumb(crumb: Breadcrumb, hint: BreadcrumbHint) -> Breadcrumb | None:
     """That something happened, and when; neither its text nor its data."""
     return _crumb(crumb)
 
@@ -131,7 +131,7 @@ def _frame(frame: dict[str, Any]) -> dict[str, Any]:
     return {k: frame[k] for k in _FRAME if k in frame}
 
 
-def _never(event: Event, hint: Hint) -> Event | None:  # noqa: ARG001
+def _never(event: Event, hint: Hint) -> Event | None:
     return None
 
 

@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 _DOWN = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 
-class Claim(Middleware):  # type: ignore[misc]
+class Claim(Middleware):
     """Carries priorities and fairness: the message says only "look", the claim takes the best due job.
 
     Dramatiq runs the actor even when a before-hook raised (FACTS.md), so every failure here is a skip.
@@ -57,9 +57,7 @@ class Claim(Middleware):  # type: ignore[misc]
             raise SkipMessage("draining")
         try:
             with self._pool.connection() as conn:
-                claimed = store.claim(
-                    conn, queue=queue, worker_id=self._worker.id, lease_seconds=self._lease_seconds
-                )
+                claimed = store.claim(conn, queue=queue, worker_id=self._worker.id, lease_seconds=self._lease_seconds)
         except Exception as e:
             metrics.WAKEUPS.labels(queue, "failed").inc()
             _log.warning("claim.failed", queue=queue, error=type(e).__name__)

@@ -35,7 +35,7 @@ _MAX_RETRY_AFTER = 3600.0
 _MAX_FRAMES = 12
 
 
-class Retries(Middleware):  # type: ignore[misc]
+class Retries(Middleware):
     """Retries with exponential back-off and jitter by the job type's policy and the job's ``max_retries``."""
 
     def after_process_message(

@@ -17,7 +17,7 @@ from ..run import Run, current_run
 __all__ = ["TimeLimit"]
 
 
-class TimeLimit(Middleware):  # type: ignore[misc]
+class TimeLimit(Middleware):
     """Interrupts a run ``claimed.time_limit`` seconds after it began. The watch sleeps until the next deadline."""
 
     def __init__(self) -> None:

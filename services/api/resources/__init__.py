@@ -1,0 +1,1 @@
+"""One resource a file. Each responder declares what it needs by ``auth.requires``."""
