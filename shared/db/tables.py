@@ -123,6 +123,7 @@ jobs = sa.Table(
     _int("retry_count", nullable=False, server_default=_ZERO),
     _int("stall_count", nullable=False, server_default=_ZERO),
     _int("pending_parents", nullable=False, server_default=_ZERO),
+    _flag("has_children"),
     _int("progress", nullable=False, server_default=_ZERO),
     _int("event_seq", nullable=False, server_default=sa.text("1")),
     sa.Column("time_limit", sa.Float, nullable=False),  # seconds

@@ -1,7 +1,7 @@
 """Every statement that writes a job, named and described. Executed by psycopg, sync or async.
 
-A statement is one round trip and one commit: the change, its event, the batch counters, the children it
-sets free and the notifications it owes all stand or fall together (DESIGN invariants 1, 3, 4, 8, 9).
+A change, its event, the batch counters and the notifications it owes are one statement; the children it sets free
+or ends follow in the same transaction. All stand or fall together (DESIGN invariants 1, 3, 4, 8, 9).
 Parameters are psycopg's named ones. All times are the database's.
 """
 
@@ -13,7 +13,7 @@ from shared.contracts import NOTIFY_EMAIL, NOTIFY_WEBHOOK
 
 from .states import TERMINAL, EventKind, Priority, Status, allowed
 
-__all__ = ["BLOCK", "CANCEL", "CLAIM", "HEARTBEAT", "LOG", "PROGRESS", "RESCUE", "SETTLE", "SUBMIT"]
+__all__ = ["ADOPT", "BLOCK", "CANCEL", "CLAIM", "FREE", "HEARTBEAT", "LOG", "PROGRESS", "RESCUE", "SETTLE", "SUBMIT"]
 
 
 def _in(statuses: Iterable[Status]) -> str:
@@ -32,10 +32,11 @@ _RUNNING = f"'{Status.PROCESSING.value}'"
 
 # What every statement that moves jobs returns from its ``moved`` CTE, in this order.
 _MOVED = """j.id, j.org_id, j.created_by, j.type, j.queue, j.status, j.priority, j.attempt, j.event_seq,
-         j.batch_id, j.webhook_url, j.notify_email, j.run_at"""
+         j.batch_id, j.webhook_url, j.notify_email, j.run_at, j.has_children"""
 
-# What follows from jobs that moved: their events, their batches' counters, the children that no longer wait,
-# and the notifications owed. ``moved`` carries event_kind, event_actor, event_data beside _MOVED.
+# What follows from jobs that moved: their events, their batches' counters, and the notifications owed.
+# Children follow by FREE and BLOCK, in the same transaction.
+# ``moved`` carries event_kind, event_actor, event_data beside _MOVED.
 _FOLLOW_UPS = f"""
 , moved_event as (
   insert into job_events (job_id, seq, org_id, kind, attempt, actor, data)
@@ -53,21 +54,6 @@ _FOLLOW_UPS = f"""
                             then now() end
     from tally t where b.id = t.batch_id
   returning b.id, b.org_id, b.created_by, b.webhook_url, b.finished_at
-), freed as (
-  select d.child_id, count(*)::int as parents
-    from moved m join job_dependencies d on d.parent_id = m.id
-   where m.status = '{Status.COMPLETED.value}' or (m.status in {_DONE} and d.on_failure = 'run')
-   group by d.child_id
-), child as (
-  update jobs c
-     set pending_parents = c.pending_parents - f.parents,
-         status = case when c.pending_parents <= f.parents then {_QUEUED} else c.status end,
-         event_seq = c.event_seq + case when c.pending_parents <= f.parents then 1 else 0 end
-    from freed f where c.id = f.child_id and c.status in {_from(EventKind.UNBLOCKED)}
-  returning c.id, c.org_id, c.queue, c.priority, c.status, c.event_seq, c.attempt, c.batch_id, c.run_at
-), child_event as (
-  insert into job_events (job_id, seq, org_id, kind, attempt, actor)
-  select id, event_seq, org_id, '{EventKind.UNBLOCKED.value}', attempt, 'parents' from child where status = {_QUEUED}
 ), owed as (
   select m.org_id, m.created_by, n.type, n.queue, n.time_limit, n.max_retries,
          jsonb_build_object(n.target_field, n.target, 'event', 'job.' || m.status, 'subject_id', m.id,
@@ -94,12 +80,10 @@ _FOLLOW_UPS = f"""
   insert into job_events (job_id, seq, org_id, kind, actor)
   select id, 1, org_id, '{EventKind.ACCEPTED.value}', 'outbox' from note
 )
-select 'moved' as what, id, org_id, queue, priority, status, attempt, batch_id, run_at <= now() as due from moved
+select 'moved' as what, id, org_id, queue, priority, status, attempt, batch_id, run_at <= now() as due,
+       has_children from moved
 union all
-select 'freed', id, org_id, queue, priority, status, attempt, batch_id, run_at <= now() from child
- where status = {_QUEUED}
-union all
-select 'owed', id, org_id, queue, priority, status, attempt, batch_id, true from note
+select 'owed', id, org_id, queue, priority, status, attempt, batch_id, true, false from note
 """
 
 # Accept jobs: rows, first events and dependencies in one statement. Arrays run in parallel, one entry a job.
@@ -109,16 +93,16 @@ with input as (
     %(id)s::uuid[], %(org_id)s::uuid[], %(created_by)s::uuid[], %(type)s::text[], %(queue)s::text[],
     %(priority)s::smallint[], %(max_retries)s::int[], %(time_limit)s::float8[], %(run_at)s::timestamptz[],
     %(batch_id)s::uuid[], %(payload)s::jsonb[], %(metadata)s::jsonb[], %(webhook_url)s::text[],
-    %(notify_email)s::text[], %(pending_parents)s::int[]
+    %(notify_email)s::text[], %(pending_parents)s::int[], %(has_children)s::boolean[]
   ) as t (id, org_id, created_by, type, queue, priority, max_retries, time_limit, run_at, batch_id, payload,
-          metadata, webhook_url, notify_email, pending_parents)
+          metadata, webhook_url, notify_email, pending_parents, has_children)
 ), job as (
   insert into jobs (id, org_id, created_by, type, queue, status, priority, max_retries, time_limit, run_at, batch_id,
-                    payload, metadata, webhook_url, notify_email, pending_parents)
+                    payload, metadata, webhook_url, notify_email, pending_parents, has_children)
   select id, org_id, created_by, type, queue,
          case when pending_parents > 0 then {_WAITING} else {_QUEUED} end,
          priority, max_retries, time_limit, greatest(coalesce(run_at, now()), now()), batch_id, payload, metadata,
-         webhook_url, notify_email, pending_parents
+         webhook_url, notify_email, pending_parents, has_children
     from input
   returning *
 ), event as (
@@ -292,6 +276,41 @@ with target as (
             jsonb_strip_nulls(jsonb_build_object('reason', %(reason)s::text)) as event_data
 )
 {_FOLLOW_UPS}
+"""
+
+# Count ended parents off their waiting children, and queue those that have none left. A statement of its own, so
+# that its snapshot is taken after the parents' row locks: a child that was accepted while its parent was ending
+# (ADOPT) is then seen here, or has seen the parent ended there.
+FREE = f"""
+with freed as (
+  select d.child_id, count(*)::int as parents
+    from job_dependencies d join jobs p on p.id = d.parent_id
+   where d.parent_id = any(%(ids)s)
+     and (p.status = '{Status.COMPLETED.value}' or (p.status in {_DONE} and d.on_failure = 'run'))
+   group by d.child_id
+), moved as (
+  update jobs c
+     set pending_parents = c.pending_parents - f.parents,
+         status = case when c.pending_parents <= f.parents then {_QUEUED} else c.status end,
+         event_seq = c.event_seq + case when c.pending_parents <= f.parents then 1 else 0 end
+    from freed f where c.id = f.child_id and c.status in {_from(EventKind.UNBLOCKED)}
+  returning c.id, c.org_id, c.queue, c.priority, c.status, c.event_seq, c.attempt, c.batch_id, c.run_at
+), event as (
+  insert into job_events (job_id, seq, org_id, kind, attempt, actor)
+  select id, event_seq, org_id, '{EventKind.UNBLOCKED.value}', attempt, 'parents' from moved where status = {_QUEUED}
+)
+select 'freed' as what, id, org_id, queue, priority, status, attempt, batch_id, run_at <= now() as due,
+       false as has_children
+  from moved where status = {_QUEUED}
+"""
+
+# Mark jobs accepted earlier as parents, and say what has become of them. The row lock makes an ending parent and a
+# new child wait for each other: see FREE.
+ADOPT = """
+with parent as (
+  select id from jobs where id = any(%(ids)s) and org_id = any(%(org_ids)s) order by id for update
+)
+update jobs j set has_children = true from parent p where j.id = p.id returning j.id, j.org_id, j.status
 """
 
 # End the waiting children of parents that did not complete, as each edge says. A cancelled parent cancels;

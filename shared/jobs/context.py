@@ -84,7 +84,7 @@ class _Run(Protocol[P_contra, R_co]):
 
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[P, R]):
-    """Binds a job type to the function that does it. One per folder, named ``HANDLER`` in its ``__init__``."""
+    """Binds a job type to the function that does it. One per folder, made by ``build(deps)`` in its ``__init__``."""
 
     job_type: JobType[P, R]
     run: _Run[P, R]

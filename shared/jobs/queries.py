@@ -76,7 +76,7 @@ def get_job(viewer: Viewer, job_id: UUID, *, with_result: bool = False) -> Query
 @dataclass(frozen=True, slots=True)
 class JobFilter:
     statuses: Sequence[Status] = ()
-    type: str | None = None
+    types: Sequence[str] = ()
     batch_id: UUID | None = None
     priority: Priority | None = None
     created_after: datetime | None = None
@@ -89,7 +89,6 @@ def list_jobs(viewer: Viewer, wanted: JobFilter, *, before: UUID | None, limit: 
     parameters: dict[str, Any] = {"limit": limit, **viewer.parameters}
     for column, operator, value in (
         ("id", "<", before),
-        ("type", "=", wanted.type),
         ("batch_id", "=", wanted.batch_id),
         ("priority", "=", None if wanted.priority is None else int(wanted.priority)),
         ("created_at", ">=", wanted.created_after),
@@ -99,6 +98,9 @@ def list_jobs(viewer: Viewer, wanted: JobFilter, *, before: UUID | None, limit: 
             name = f"p{len(parameters)}"
             where.append(f"{column} {operator} %({name})s")
             parameters[name] = value
+    if wanted.types:
+        where.append("type = any(%(types)s)")
+        parameters["types"] = list(wanted.types)
     if wanted.statuses:
         where.append("status = any(%(statuses)s)")
         parameters["statuses"] = [s.value for s in wanted.statuses]

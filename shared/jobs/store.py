@@ -1,6 +1,7 @@
-"""Claiming, renewing, progressing and ending jobs. Each call is one statement and one commit, save where said.
+"""Claiming, renewing, progressing and ending jobs.
 
-Calls take the connection, so that a caller can put them into its own transaction (``settle`` with effects).
+Calls take the connection. Those that end jobs (``settle``, ``rescue``, ``cancel``) must run inside a transaction:
+what follows for children is a further statement, and must commit with them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from . import _sql
 from .models import ClaimedJob, LostLease, Moved, Outcome, Wake
-from .states import Status
+from .states import TERMINAL, Status
 
 __all__ = [
     "WorkerIdentity",
@@ -103,11 +104,7 @@ def log(conn: Connection, id: UUID, attempt: int, worker_id: UUID, data: dict[st
 
 
 def settle(conn: Connection, worker_id: UUID, outcomes: Sequence[Outcome]) -> Moved:
-    """End attempts under the fence, with all that follows. Outcomes that are fenced off are missing in the answer.
-
-    Run it inside a transaction when children may have to be ended too (a failure), or when effects must
-    commit with it.
-    """
+    """End attempts under the fence, with all that follows. Outcomes that are fenced off are missing in the answer."""
     rows = conn.execute(
         _sql.SETTLE,
         {
@@ -122,19 +119,19 @@ def settle(conn: Connection, worker_id: UUID, outcomes: Sequence[Outcome]) -> Mo
             "charges": [o.charge for o in outcomes],
         },
     ).fetchall()
-    return _block(conn, _moved(rows))
+    return _follow(conn, rows)
 
 
 def rescue(conn: Connection, *, limit: int = 500, max_stalls: int = MAX_STALLS) -> Moved:
-    """Give back the jobs whose lease ran out; end those that stalled too often. Run it inside a transaction."""
+    """Give back the jobs whose lease ran out; end those that stalled too often."""
     rows = conn.execute(_sql.RESCUE, {"limit": limit, "max_stalls": max_stalls}).fetchall()
-    return _block(conn, _moved(rows))
+    return _follow(conn, rows)
 
 
 def cancel(conn: Connection, ids: Sequence[UUID], *, member_id: UUID | None, actor: str, reason: str | None) -> Moved:
-    """Cancel those of ``ids`` that have not ended, and their waiting children. Run it inside a transaction."""
+    """Cancel those of ``ids`` that have not ended, and their waiting children."""
     rows = conn.execute(_sql.CANCEL, _cancel(ids, member_id, actor, reason)).fetchall()
-    return _block(conn, _moved(rows))
+    return _follow(conn, rows)
 
 
 async def cancel_async(
@@ -142,11 +139,14 @@ async def cancel_async(
 ) -> Moved:
     """As ``cancel``, on an event loop."""
     cursor = await conn.execute(_sql.CANCEL, _cancel(ids, member_id, actor, reason))
-    total = moved = _moved(await cursor.fetchall())
-    while ended := _ended(moved):
-        cursor = await conn.execute(_sql.BLOCK, {"ids": ended})
-        moved = _moved(await cursor.fetchall())
-        total += moved
+    rows = await cursor.fetchall()
+    total = _moved(rows)
+    while parents := _parents(rows):
+        rows = []
+        for statement in (_sql.FREE, _sql.BLOCK):
+            cursor = await conn.execute(statement, {"ids": parents})
+            rows += await cursor.fetchall()
+        total += _moved(rows)
     return total
 
 
@@ -187,13 +187,17 @@ def _moved(rows: list[dict[str, Any]]) -> Moved:
     )
 
 
-def _ended(moved: Moved) -> list[UUID]:
-    return [id for id, status in moved.jobs if status in (Status.FAILED, Status.CANCELLED)]
+def _parents(rows: list[dict[str, Any]]) -> list[UUID]:
+    """Of the jobs that moved, those that ended and have children."""
+    return [r["id"] for r in rows if r["what"] == "moved" and r["has_children"] and r["status"] in TERMINAL]
 
 
-def _block(conn: Connection, moved: Moved) -> Moved:
-    total = moved
-    while ended := _ended(moved):
-        moved = _moved(conn.execute(_sql.BLOCK, {"ids": ended}).fetchall())
-        total += moved
+def _follow(conn: Connection, rows: list[dict[str, Any]]) -> Moved:
+    """Carry on to children, and theirs, until nothing moves."""
+    total = _moved(rows)
+    while parents := _parents(rows):
+        rows = []
+        for statement in (_sql.FREE, _sql.BLOCK):
+            rows += conn.execute(statement, {"ids": parents}).fetchall()
+        total += _moved(rows)
     return total

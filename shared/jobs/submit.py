@@ -81,14 +81,14 @@ def validate(job: NewJob, registry: Registry = JOB_TYPES) -> NewJob:
     )
 
 
-# Share-locked, so that a parent that is ending at this moment is seen ended, or waits to free the new child.
-_PARENTS = "select id, org_id, status from jobs where id = any(%(ids)s) order by id for share"
-
-
 def _outside_parents(jobs: Sequence[NewJob]) -> list[UUID]:
     """Parents that were accepted earlier, not in this submit."""
     inside = {job.id for job in jobs}
     return sorted({e.parent_id for job in jobs for e in job.parents} - inside)
+
+
+def _adopt(jobs: Sequence[NewJob], parents: list[UUID]) -> dict[str, Any]:
+    return {"ids": parents, "org_ids": list({job.org_id for job in jobs})}
 
 
 def _pending(job: NewJob, before: set[UUID], outside: Mapping[UUID, Mapping[str, Any]]) -> int:
@@ -119,6 +119,7 @@ def _parameters(
         pending.append(_pending(job, before, outside))
         before.add(job.id)
     edges = [(job.id, e) for job in valid for e in job.parents]
+    parents = {e.parent_id for _, e in edges}
     return {
         "id": [j.id for j in valid],
         "org_id": [j.org_id for j in valid],
@@ -135,6 +136,7 @@ def _parameters(
         "webhook_url": [j.webhook_url for j in valid],
         "notify_email": [j.notify_email for j in valid],
         "pending_parents": pending,
+        "has_children": [j.id in parents for j in valid],
         "child_ids": [child for child, _ in edges],
         "parent_ids": [e.parent_id for _, e in edges],
         "on_failure": [e.on_failure for _, e in edges],
@@ -161,7 +163,7 @@ def submit(
     """
     outside = {}
     if parents := _outside_parents(jobs):
-        outside = {row["id"]: row for row in conn.execute(_PARENTS, {"ids": parents}).fetchall()}
+        outside = {row["id"]: row for row in conn.execute(_sql.ADOPT, _adopt(jobs, parents)).fetchall()}
     return _accepted(jobs, conn.execute(_sql.SUBMIT, _parameters(jobs, registry, outside)).fetchall())
 
 
@@ -171,7 +173,8 @@ async def submit_async(
     """As ``submit``, on an event loop."""
     outside = {}
     if parents := _outside_parents(jobs):
-        outside = {row["id"]: row for row in await (await conn.execute(_PARENTS, {"ids": parents})).fetchall()}
+        cursor = await conn.execute(_sql.ADOPT, _adopt(jobs, parents))
+        outside = {row["id"]: row for row in await cursor.fetchall()}
     cursor = await conn.execute(_sql.SUBMIT, _parameters(jobs, registry, outside))
     return _accepted(jobs, await cursor.fetchall())
 

@@ -50,7 +50,11 @@ def job_json(row: Mapping[str, Any]) -> dict[str, Any]:
         "status": status.value,
         "priority": Priority(row["priority"]).label,
         "done": status in TERMINAL,
-        "progress": {"percent": row["progress"], "step": row["step"] or _step(status), "seq": row["event_seq"]},
+        "progress": {
+            "percent": row["progress"],
+            "step": row["step"] if row["step"] and status is Status.PROCESSING else _step(status),
+            "seq": row["event_seq"],
+        },
         "attempt": row["attempt"],
         "max_retries": row["max_retries"],
         "retry_count": row["retry_count"],

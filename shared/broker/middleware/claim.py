@@ -139,15 +139,12 @@ class Claim(Middleware):
 
     def _write(self, run: Run, outcome: Outcome) -> Any:
         effects = run.result.effects if run.result is not None and outcome.status is Status.COMPLETED else ()
-        with self._pool.connection() as conn:
-            if outcome.status is Status.COMPLETED and not effects:
-                return store.settle(conn, self._worker.id, [outcome])
-            with conn.transaction():
-                moved = store.settle(conn, self._worker.id, [outcome])
-                if moved.jobs:
-                    for effect in effects:
-                        effect(conn)
-                return moved
+        with self._pool.connection() as conn, conn.transaction():
+            moved = store.settle(conn, self._worker.id, [outcome])
+            if moved.jobs:
+                for effect in effects:
+                    effect(conn)
+            return moved
 
     def _refused(self, run: Run, error: Exception) -> Outcome:
         from .retries import describe, retry_or_fail

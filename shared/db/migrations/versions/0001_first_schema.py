@@ -92,6 +92,7 @@ def upgrade() -> None:
         sa.Column("retry_count", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("stall_count", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("pending_parents", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("has_children", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("progress", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("event_seq", sa.Integer(), server_default=sa.text("1"), nullable=False),
         sa.Column("time_limit", sa.Float(), nullable=False),
