@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from .jobtype import Contract
+from .contract import Contract
 from .reading import Box, Confidence
 
 __all__ = ["GivenAnswer", "GradingPayload", "MatchKind", "QuestionMark", "QuizResult"]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from .jobtype import Contract
+from .contract import Contract
 
 __all__ = [
     "EmailPayload",

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from .jobtype import Contract
+from .contract import Contract
 
 __all__ = ["Box", "Confidence", "Line", "OcrPayload", "OcrProvider", "OcrResult", "Page", "PageSummary", "Word"]
 

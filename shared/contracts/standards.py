@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .jobtype import Contract
+from .contract import Contract
 
 __all__ = [
     "AnswerKey",
