@@ -7,23 +7,14 @@ and shows the marks, the webhook with its signature checked, and the mail. Exits
 from __future__ import annotations
 
 import argparse
-import base64
 import email
 import email.policy
-import hashlib
-import hmac
 import json
 import os
-import queue
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +23,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from deploy.local.launch import StackFailed, free_port, healthy, launched
+from deploy.local.receiver import Receiver
 
 __all__ = ["main"]
 
@@ -53,7 +47,7 @@ def main() -> int:
     data = Path(os.environ.get("DATA", "var"))
     began = time.monotonic()
     try:
-        with _stack(console, data) as stack, _Receiver() as receiver:
+        with _stack(console, data) as stack, Receiver() as receiver:
             _Demo(console, stack, receiver, sample).run()
             console.print(f"\n[green]Done[/] in {time.monotonic() - began:.1f} s, the stack's start included.")
     except DemoFailed as e:
@@ -66,7 +60,7 @@ def main() -> int:
 
 
 class _Demo:
-    def __init__(self, console: Console, stack: dict[str, Any], receiver: _Receiver, sample: str) -> None:
+    def __init__(self, console: Console, stack: dict[str, Any], receiver: Receiver, sample: str) -> None:
         self._console = console
         self._stack = stack
         self._receiver = receiver
@@ -186,18 +180,18 @@ class _Demo:
         self._console.print(table)
 
     def _webhook(self, job_id: str) -> None:
-        headers, body = self._receiver.wait_for(job_id)
-        # All a consumer needs to do (standardwebhooks.com): HMAC over id.timestamp.body with the shared secret.
-        key = base64.b64decode(self._stack["webhook_secret"].removeprefix("whsec_"))
-        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-        expected = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-        if not any(hmac.compare_digest(expected, given) for given in headers["webhook-signature"].split()):
+        delivery = self._receiver.wait_for(job_id)
+        if delivery is None:
+            raise DemoFailed(f"no webhook about {job_id} came within 30 s")
+        if not delivery.verified(self._stack["webhook_secret"]):
             raise DemoFailed("the webhook's signature is wrong")
-        event = json.loads(body)
+        event = json.loads(delivery.body)
+        headers = delivery.headers
         result = event["data"].get("result") or {}
         self._console.print(
             Panel(
-                f"{event['type']}  {headers['webhook-id']}\nsignature {expected[:24]}…  [green]verified[/]\n"
+                f"{event['type']}  {headers['webhook-id']}\n"
+                f"signature {headers['webhook-signature'][:24]}…  [green]verified[/]\n"
                 f"data: id {job_id}, {result.get('points')} of {result.get('max_points')} points",
                 title="Webhook",
                 title_align="left",
@@ -247,115 +241,24 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-class _Receiver:
-    """A webhook consumer: keeps what it is sent, answers 204."""
-
-    def __init__(self) -> None:
-        self._got: queue.Queue[tuple[dict[str, str], bytes]] = queue.Queue()
-        got = self._got
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                got.put(({k.lower(): v for k, v in self.headers.items()}, body))
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/webhooks/gradeline"
-
-    def __enter__(self) -> _Receiver:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def wait_for(self, job_id: str, within: float = 30) -> tuple[dict[str, str], bytes]:
-        """The delivery about ``job_id``. Raises DemoFailed."""
-        deadline = time.monotonic() + within
-        while True:
-            try:
-                headers, body = self._got.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise DemoFailed(f"no webhook about {job_id} came within {within:g} s") from None
-            if job_id.encode() in body:
-                return headers, body
-
-
 @contextmanager
 def _stack(console: Console, data: Path) -> Iterator[dict[str, Any]]:
     """The stack on ``data``: the one that runs, or one started for as long as the block runs."""
-    running = _healthy(data / "stack.json")
+    running = healthy(data / "stack.json")
     if running is not None:
         console.print(f"Using the stack that is up at {running['base_url']}")
         yield running
         return
-    log = data / "logs" / "stack.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PORT": os.environ.get("PORT") or str(_free_port(8080))}
     console.print("Starting Postgres, Valkey, a mail sink, the gateway, three workers and the scheduler …")
     began = time.monotonic()
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.local", "run"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    log = data / "logs" / "stack.log"
+    port = os.environ.get("PORT") or str(free_port(8080))
     try:
-        while (stack := _healthy(data / "stack.json")) is None:
-            if process.poll() is not None:
-                raise DemoFailed(f"the stack did not start:\n{log.read_text(errors='replace')[-2000:]}")
-            if time.monotonic() - began > 120:
-                raise DemoFailed(f"the stack was not healthy within 120 s; see {log}")
-            time.sleep(0.1)
-        console.print(f"… up at {stack['base_url']} after {time.monotonic() - began:.1f} s; log {log}\n")
-        yield stack
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _healthy(path: Path) -> dict[str, Any] | None:
-    """The stack that ``path`` describes, if every service of it says it is ready."""
-    try:
-        stack: dict[str, Any] = json.loads(path.read_text())
-        urls = [f"{stack['base_url']}/readyz"]
-        urls += [
-            f"http://127.0.0.1:{service['health_port']}/readyz"
-            for name, service in stack["services"].items()
-            if name != "api"
-        ]
-        for url in urls:
-            if httpx2.get(url, timeout=1, trust_env=False).status_code != 200:
-                return None
-    except (OSError, ValueError, KeyError, httpx2.HTTPError):
-        return None
-    return stack
-
-
-def _free_port(wanted: int) -> int:
-    """``wanted`` if it is free, else any."""
-    for port in (wanted, 0):
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                s.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            bound: int = s.getsockname()[1]
-            return bound
-    raise DemoFailed("no free port")
+        with launched(data, log=log, PORT=port) as stack:
+            console.print(f"… up at {stack['base_url']} after {time.monotonic() - began:.1f} s; log {log}\n")
+            yield stack
+    except StackFailed as e:
+        raise DemoFailed(str(e)) from None
 
 
 if __name__ == "__main__":

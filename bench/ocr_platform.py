@@ -1,0 +1,81 @@
+"""Reading through the whole platform beside a bare RapidOCR loop, over the same pages, on the same cores, in one run.
+
+    python -m bench.ocr_platform [--rounds 3] [--pages 12]
+
+The platform's time runs from the POST to the last job's end as Postgres has it: upload, claim, progress, child
+processes, page images, results. The bare loop (``bench/ocr_throughput.py``) has its models loaded and reads the files
+directly. Target (issue 2): at least 0.95 of the bare loop's pages a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.ocr_throughput import BareLoop, collect_pages
+from bench.stack import Multipart, get, local_stack, post
+from services.ocr_worker.engine import usable_cores
+from shared.media import SNIFF_BYTES, sniff
+
+
+def _form(pages: list[Path]) -> Multipart:
+    return Multipart(
+        [(p.name, p.read_bytes(), str(sniff(p.read_bytes()[:SNIFF_BYTES]))) for p in pages],
+    )
+
+
+def _platform(stack: dict[str, Any], form: Multipart, pages: int) -> float:
+    """Pages a second from the request to the end of the last job."""
+    began = time.perf_counter()
+    status, batch = post(stack, "/api/v1/uploads", form.body, form.content_type)
+    if status != 202:
+        raise SystemExit(f"POST /uploads answered {status}: {batch}")
+    while True:
+        _, state = get(stack, f"/api/v1/batches/{batch['id']}")
+        if state["done"]:
+            break
+        time.sleep(0.05)
+    seconds = time.perf_counter() - began
+    if state["counts"]["completed"] != pages:
+        raise SystemExit(f"not every page was read: {state['counts']}")
+    return pages / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pages", type=int, default=12)
+    options = parser.parse_args()
+    cores = usable_cores()
+    with tempfile.TemporaryDirectory() as folder, local_stack() as stack:
+        pages = collect_pages(Path(folder), options.pages)
+        form = _form(pages)
+        bare = BareLoop(cores)
+        try:
+            _platform(stack, _form(pages[:1] * cores), cores)  # load the models
+            rounds = []
+            for number in range(options.rounds):
+                if number % 2:
+                    ours, theirs = _platform(stack, form, len(pages)), bare.run(pages).pages_per_second
+                else:
+                    theirs, ours = bare.run(pages).pages_per_second, _platform(stack, form, len(pages))
+                rounds.append((theirs, ours))
+                print(f"round {number + 1}: bare loop {theirs:.3f} pages/s, platform {ours:.3f} pages/s", flush=True)
+        finally:
+            bare.close()
+    ratio = median(ours / theirs for theirs, ours in rounds)
+    print(
+        f"{len(pages)} one-page documents, {cores} reading processes, medians of {options.rounds} alternating rounds:"
+    )
+    print(
+        f"  bare loop {median(t for t, _ in rounds):.3f} pages/s, platform {median(o for _, o in rounds):.3f} pages/s"
+    )
+    print(f"  platform / bare {ratio:.3f}, target 0.95: {'met' if ratio >= 0.95 else 'NOT MET'}")
+
+
+if __name__ == "__main__":
+    main()
