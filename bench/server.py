@@ -17,19 +17,10 @@ import time
 from pathlib import Path
 from statistics import median
 
-from bench.stack import ROOT, Multipart, free_port, tree
+from bench.stack import ROOT, Multipart, cpu_seconds, free_port
 from deploy.local.servers import embedded_servers
 
 WORKERS = {"gunicorn asgi": "asgi", "uvicorn-worker": "uvicorn_worker.UvicornWorker"}
-
-
-def _cpu(pid: int) -> float:
-    """CPU seconds of a process and all below it."""
-    ticks = 0
-    for each in tree(pid):
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _round(port: int, form: Multipart, requests: int) -> float:
@@ -70,9 +61,9 @@ def main() -> None:
         try:
             for _ in range(options.rounds):
                 for name, (port, process) in running.items():
-                    before = _cpu(process.pid)
+                    before = cpu_seconds(process.pid)
                     speed[name].append(_round(port, form, options.requests))
-                    cpu[name].append(1e6 * (_cpu(process.pid) - before) / options.requests)
+                    cpu[name].append(1e6 * (cpu_seconds(process.pid) - before) / options.requests)
         finally:
             for _, process in running.values():
                 process.terminate()

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     max_file_bytes: int = 25 * 1024 * 1024
     max_files: int = 50
     max_pages: int = 200
+    upload_seconds: float = Field(default=300.0, gt=0)  # for an upload to arrive whole
+    request_seconds: float = Field(default=30.0, gt=0)  # for any other request's body
 
     # Worker runtime
     worker_concurrency: int = Field(default=3, ge=1)

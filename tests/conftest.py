@@ -100,3 +100,8 @@ def eventually() -> Callable[..., Any]:
             time.sleep(0.02)
 
     return wait
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a mistake shows before the real services start."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import queue
 import threading
 import time
 from dataclasses import dataclass
@@ -42,15 +41,16 @@ class Receiver:
     def __init__(self, *statuses: int) -> None:
         self.deliveries: list[Delivery] = []
         self._statuses = list(statuses)
-        self._came: queue.Queue[Delivery] = queue.Queue()
+        self._came = threading.Condition()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 delivery = Delivery({k.lower(): v for k, v in self.headers.items()}, body)
-                outer.deliveries.append(delivery)
-                outer._came.put(delivery)
+                with outer._came:
+                    outer.deliveries.append(delivery)
+                    outer._came.notify_all()
                 self.send_response(outer._statuses.pop(0) if outer._statuses else 204)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -70,12 +70,11 @@ class Receiver:
         self._server.server_close()
 
     def wait_for(self, text: str, within: float = 30) -> Delivery | None:
-        """The next delivery that contains ``text``; None when none came in time."""
-        deadline = time.monotonic() + within
-        while True:
-            try:
-                delivery = self._came.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return None
-            if text.encode() in delivery.body:
-                return delivery
+        """The first delivery that contains ``text``, however many came before it; None when none came in time."""
+
+        def found() -> Delivery | None:
+            return next((d for d in self.deliveries if text.encode() in d.body), None)
+
+        with self._came:
+            self._came.wait_for(found, within)
+            return found()

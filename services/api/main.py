@@ -28,7 +28,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]
         options = {
             "bind": f"{s.api_host}:{s.port}",
             "workers": s.api_workers,
-            "worker_class": "asgi",
+            "worker_class": "services.api.server.GatewayWorker",
             "preload_app": True,
             "graceful_timeout": 20,
             "timeout": 60,

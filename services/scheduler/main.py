@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import queue
 import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +61,8 @@ class Scheduler:
         _log.info("scheduler.started")
 
     def stop(self) -> None:
-        self._apscheduler.shutdown(wait=True)
+        # A duty that waits for Postgres is not waited for: closing the pool ends it.
+        self._apscheduler.shutdown(wait=False)
         self._publisher.close()
         if self._health is not None:
             self._health.close()
@@ -101,10 +102,9 @@ def main() -> None:
     logging.configure(settings, "scheduler")
     sentry.init(settings, "scheduler")
     scheduler = Scheduler(settings)
-    stop = threading.Event()
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, lambda *_: stop.set())
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # its put is made for signal handlers
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, _: signals.put(number))
     scheduler.start()
-    while not stop.wait(3600):
-        pass
+    signals.get()
     scheduler.stop()

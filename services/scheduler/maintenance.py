@@ -15,19 +15,36 @@ __all__ = ["rescue", "rewake"]
 _log = structlog.get_logger(__name__)
 # Wake-ups kept in a queue at most by the re-waker: enough to keep every worker busy until its next round.
 MAX_WAKES = 256
+_RESCUE_BATCH = 500
+# What a rescue moved by itself (their children follow with the actor of a parent), for the metric.
+_BY_OUTCOME = """
+select j.queue, case when j.status = %(dead)s then 'dead' else 'requeued' end as outcome,
+       count(*)::int as jobs
+  from jobs j join job_events e on e.job_id = j.id and e.seq = j.event_seq and e.actor = 'scheduler'
+ where j.id = any(%(ids)s) group by 1, 2
+"""
 
 
 def rescue(pool: SyncPool, publisher: Publisher) -> int:
-    """Give back jobs whose lease ran out. Returns how many were found."""
-    with pool.connection() as conn, conn.transaction():
-        moved = store.rescue(conn)
-    publisher.moved(moved)
-    if moved.jobs:
-        dead = sum(status is Status.FAILED for _, status in moved.jobs)
-        _log.warning("rescue.found", jobs=len(moved.jobs), set_aside=dead)
-        for queue in {w.queue for w in moved.wakes}:
-            metrics.JOBS_RESCUED.labels(queue, "requeued").inc(sum(w.queue == queue for w in moved.wakes))
-    return len(moved.jobs)
+    """Give back jobs whose lease ran out, and end those that stalled too often. Returns how many were found."""
+    found = 0
+    while True:
+        with pool.connection() as conn, conn.transaction():
+            moved = store.rescue(conn, limit=_RESCUE_BATCH)
+            # In the same transaction: a job given back may be claimed as soon as it has committed.
+            rows = (
+                conn.execute(_BY_OUTCOME, {"ids": list(moved.ids), "dead": Status.FAILED}).fetchall()
+                if moved.jobs
+                else []
+            )
+        publisher.moved(moved)
+        for row in rows:
+            metrics.JOBS_RESCUED.labels(row["queue"], row["outcome"]).inc(row["jobs"])
+            _log.warning("rescue.found", **row)
+        stalled = sum(int(row["jobs"]) for row in rows)
+        found += stalled
+        if stalled < _RESCUE_BATCH:
+            return found
 
 
 def rewake(pool: SyncPool, publisher: Publisher, client: redis.Redis) -> int:
@@ -38,7 +55,7 @@ def rewake(pool: SyncPool, publisher: Publisher, client: redis.Redis) -> int:
     for queue, jobs, job_id in due:
         try:
             waiting = client.llen(f"{NAMESPACE}:{queue}")
-        except redis.RedisError:
+        except (redis.ConnectionError, redis.TimeoutError):
             return sent  # workers poll by themselves while Redis is away
         missing = min(jobs, MAX_WAKES) - int(waiting)
         if missing > 0:

@@ -1,36 +1,32 @@
 """The Dramatiq broker: Redis, with what FACTS.md knows of its corners put right.
 
-A message is only a wake-up ("look at queue X"), so the consumer here never lets Redis hold work up:
-acknowledgements that fail are dropped, and while Redis cannot be reached the consumer makes wake-ups of its own,
-one poll a second, so that workers go on from Postgres alone.
+A message is only a wake-up ("look at queue X"), so nothing here lets Redis hold work up. How wake-ups are received
+is in ``consumer``; how they are sent, in ``publisher``.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import redis
 from dramatiq import Message, Middleware
-from dramatiq.broker import MessageProxy
-from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.common import current_millis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.telemetry import metrics
+if TYPE_CHECKING:
+    from .consumer import WakeConsumer
 
 __all__ = ["NAMESPACE", "WakeBroker", "actor_name", "bell_channel", "make_redis", "wake_message"]
 
 NAMESPACE = "gradeline"
-# While Redis is away, each consumer asks Postgres this often.
-POLL_SECONDS = 1.0
 # Messages that a dead process had prefetched are requeued by one command in a hundred, not one in a thousand:
 # they are wake-ups, but a queue of stale ones should not linger.
 MAINTENANCE_CHANCE = 10_000
-_LOST = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.BusyLoadingError, redis.RedisError)
 
 
 def actor_name(queue: str) -> str:
@@ -62,7 +58,10 @@ def make_redis(url: str) -> redis.Redis:
 
 
 class WakeBroker(RedisBroker):
-    """RedisBroker without delay queues (delays are rows in Postgres) and with a consumer that rests on a bell."""
+    """RedisBroker without delay queues (delays are rows in Postgres) and with a consumer that rests on a bell.
+
+    Once ``draining`` is set its consumers fetch nothing more, and give back what they hold.
+    """
 
     def __init__(self, client: redis.Redis, middleware: Iterable[Middleware] = ()) -> None:
         super().__init__(
@@ -72,9 +71,12 @@ class WakeBroker(RedisBroker):
             maintenance_chance=MAINTENANCE_CHANCE,
             heartbeat_timeout=15_000,
         )
+        self.draining = threading.Event()
 
     @property
     def consumer_class(self) -> type[WakeConsumer]:
+        from .consumer import WakeConsumer
+
         return WakeConsumer
 
     def declare_queue(self, queue_name: str) -> None:
@@ -83,102 +85,23 @@ class WakeBroker(RedisBroker):
             self.queues.add(queue_name)
             self.emit_after("declare_queue", queue_name)
 
+    def add_to(self, pipe: redis.client.Pipeline, command: str, queue: str, *args: str | bytes) -> None:
+        """Put a command of Dramatiq's script (enqueue, ack, nack, requeue) on a pipeline.
 
-class WakeConsumer(_RedisConsumer):
-    """Fetches wake-ups; rests on the bell when there are none, and on a freed slot when it holds enough."""
-
-    def __init__(self, broker: WakeBroker, queue_name: str, prefetch: int, timeout: int) -> None:
-        super().__init__(broker, queue_name, prefetch, timeout)
-        self._freed = threading.Event()
-        self._bell: redis.client.PubSub | None = None
-        self._polled_at = 0.0
-
-    def __next__(self) -> MessageProxy | None:
-        try:
-            if self.message_cache:
-                return self._take(self.message_cache.pop(0))
-            if self.outstanding_message_count >= self.prefetch:
-                self._freed.wait(self.timeout / 1000)
-                self._freed.clear()
-                return None
-            # Subscribe before the fetch: a bell rung in between is then in the socket, not lost.
-            bell = self._listen()
-            self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
-            if self.message_cache:
-                return self._take(self.message_cache.pop(0))
-            bell.get_message(ignore_subscribe_messages=True, timeout=self.timeout / 1000)
-            return None
-        except _LOST:
-            return self._without_redis()
-
-    def ack(self, message: MessageProxy) -> None:
-        self._settle(message, "ack")
-
-    def nack(self, message: MessageProxy) -> None:
-        self._settle(message, "nack")
-
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        ids = [m.options["redis_message_id"] for m in messages if "local" not in m.options]
-        if ids:
-            try:
-                self.broker.do_requeue(self.queue_name, *ids)
-            except _LOST:
-                metrics.WAKEUPS.labels(self.queue_name, "lost").inc(len(ids))
-
-    def close(self) -> None:
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
-
-    def _listen(self) -> redis.client.PubSub:
-        if self._bell is None:
-            bell = self.broker.client.pubsub(ignore_subscribe_messages=True)
-            bell.subscribe(bell_channel(self.queue_name))
-            self._bell = bell
-        return self._bell
-
-    def _take(self, data: bytes | None) -> MessageProxy | None:
-        if data is None:
-            return None
-        try:
-            message: Message[Any] = Message.decode(data)
-            known = message.options["redis_message_id"] and message.actor_name in self.broker.actors
-        except Exception:
-            known = False
-        if not known:
-            self._drop(data)
-            return None
-        self.queued_message_ids.add(message.message_id)
-        return MessageProxy(message)
-
-    def _drop(self, data: bytes) -> None:
-        """Acknowledge a message that cannot be read, by its raw id, so that its neighbours are not stranded."""
-        metrics.WAKEUPS.labels(self.queue_name, "undecodable").inc()
-        stored = self.broker.client.hgetall(f"{NAMESPACE}:{self.queue_name}.msgs")
-        for raw_id, body in stored.items():
-            if body == data:
-                self.broker.do_ack(self.queue_name, raw_id)
-
-    def _settle(self, message: MessageProxy, command: str) -> None:
-        try:
-            if "local" not in message.options:
-                getattr(self.broker, f"do_{command}")(self.queue_name, message.options["redis_message_id"])
-        except _LOST:
-            # It will be delivered again, and find nothing to claim.
-            metrics.WAKEUPS.labels(self.queue_name, "lost").inc()
-        finally:
-            self.queued_message_ids.discard(message.message_id)
-            self._freed.set()
-
-    def _without_redis(self) -> MessageProxy | None:
-        self.close()
-        wait = self._polled_at + POLL_SECONDS - time.monotonic()
-        if wait > 0:
-            time.sleep(min(wait, self.timeout / 1000))
-            return None
-        self._polled_at = time.monotonic()
-        metrics.WAKEUPS.labels(self.queue_name, "polled").inc()
-        free = self.prefetch - self.outstanding_message_count
-        local = [wake_message(self.queue_name, "poll").copy(options={"local": True}) for _ in range(free)]
-        self.message_cache = [m.encode() for m in local]
-        return None
+        The same call as RedisBroker makes one by one; its arguments are those of dramatiq/brokers/redis.py, _dispatch.
+        """
+        self.scripts["dispatch"](
+            keys=[self.namespace],
+            args=[
+                command,
+                current_millis(),
+                queue,
+                self.broker_id,
+                self.heartbeat_timeout,
+                self.dead_message_ttl,
+                0,
+                self._max_unpack_size(),
+                *args,
+            ],
+            client=pipe,
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +25,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Heartbeat:
-    """Brings back cancellations and lost leases, and interrupts those runs. When Postgres is away for longer than
-    a lease, it interrupts its runs itself: somebody else may hold them by then."""
+    """Brings back cancellations and lost leases, and interrupts those runs.
+
+    A second thread, the fence, never talks to Postgres: when that is away or hangs for longer than a lease, it
+    interrupts the runs, because somebody else may hold them by then. It also cuts off a beat that hangs.
+    """
 
     def __init__(
         self,
@@ -40,17 +46,21 @@ class Heartbeat:
         self._every = every
         self._lease = lease_seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._beater = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._fence = threading.Thread(target=self._watch, name="lease-fence", daemon=True)
         self._beat_at = time.monotonic()
         self._conn: psycopg.Connection[Any] | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._beater.start()
+        self._fence.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(5)
-        if self._conn is not None:
+        for thread in (self._beater, self._fence):
+            if thread.is_alive():
+                thread.join(2)
+        if self._conn is not None and not self._beater.is_alive():
             self._conn.close()
 
     @property
@@ -60,14 +70,14 @@ class Heartbeat:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._beater.is_alive() and self._fence.is_alive()
 
     def beat(self) -> None:
         """One heartbeat, now. Raises psycopg.Error."""
-        sent = time.monotonic()
-        runs = self._runs.all()
         if self._conn is None or self._conn.closed:
             self._conn = self._connect()
+        sent = time.monotonic()
+        runs = self._runs.all()
         held = [(r.claimed.id, r.claimed.attempt) for r in runs]
         lost = store.heartbeat(self._conn, self._worker, held, self._lease)
         gone = {(item.id, item.attempt): item.status for item in lost}
@@ -77,10 +87,9 @@ class Heartbeat:
                 run.lease_deadline = sent + self._lease
             elif gone[key] == Status.CANCELLED:
                 run.interrupt(JobCancelled())
-            else:
+            elif gone[key] != Status.PROCESSING:
                 run.interrupt(LeaseLost())
         self._beat_at = time.monotonic()
-        metrics.HEARTBEAT_AGE.set(0)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):
@@ -88,11 +97,30 @@ class Heartbeat:
                 self.beat()
             except Exception as e:
                 _log.warning("heartbeat.failed", error=type(e).__name__, age=round(self.age, 1))
-                if self._conn is not None:
-                    self._conn.close()
-                    self._conn = None
-            metrics.HEARTBEAT_AGE.set(self.age)
-            now = time.monotonic()
-            for run in self._runs.all():
-                if now >= run.lease_deadline:
-                    run.interrupt(LeaseLost())
+                conn, self._conn = self._conn, None
+                if conn is not None:
+                    with contextlib.suppress(Exception):
+                        conn.close()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            try:
+                metrics.HEARTBEAT_AGE.set(self.age)
+                now = time.monotonic()
+                for run in self._runs.all():
+                    if now >= run.lease_deadline:
+                        run.interrupt(LeaseLost())
+                if self.age > self._lease:
+                    self._cut_off()
+            except Exception as e:
+                _log.error("heartbeat.fence_failed", error=type(e).__name__)
+
+    def _cut_off(self) -> None:
+        """End a beat that waits for an answer which may never come (a network that swallows packets, a stopped
+        server), so that the next one connects anew. Harmless to one that does not."""
+        conn = self._conn
+        if conn is None or conn.closed:
+            return
+        # By a duplicate: the descriptor's own may be closed by the beat's thread at any moment.
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as its:
+            its.shutdown(socket.SHUT_RDWR)

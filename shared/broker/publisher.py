@@ -10,7 +10,6 @@ from uuid import UUID
 
 import redis
 import structlog
-from dramatiq.common import current_millis
 
 from shared.jobs import Moved, Wake
 from shared.telemetry import metrics
@@ -22,6 +21,8 @@ __all__ = ["LOOK_CHANNEL", "Publisher"]
 # One channel for all looks; the body is the job's UUID. Watchers filter.
 LOOK_CHANNEL = "gradeline:look"
 _MAX_BATCH = 1000
+# While Redis hangs, no more than this is kept for it: the rest is left to the re-waker at once.
+_MAX_QUEUED = 10_000
 _log = structlog.get_logger(__name__)
 
 
@@ -42,17 +43,26 @@ class Publisher:
     def wake(self, wakes: Iterable[Wake]) -> None:
         """Ring for these jobs. Call it after the commit that made them due."""
         for wake in wakes:
-            self._queue.put(wake)
+            if self._queue.qsize() < _MAX_QUEUED:
+                self._queue.put(wake)
+            else:
+                metrics.PUBLISH_FAILURES.labels(wake.queue).inc()
 
     def look(self, job_ids: Iterable[UUID]) -> None:
         """Tell watchers that these jobs have new events."""
         for job_id in job_ids:
-            self._queue.put(job_id)
+            if self._queue.qsize() < _MAX_QUEUED:
+                self._queue.put(job_id)
 
     def moved(self, moved: Moved) -> None:
         """Both, for what a write changed."""
         self.wake(moved.wakes)
         self.look({*moved.ids, *(w.job_id for w in moved.wakes)})
+
+    @property
+    def alive(self) -> bool:
+        """False when the thread has died, or has not been started."""
+        return self._thread is not None and self._thread.is_alive()
 
     def close(self, timeout: float = 2.0) -> None:
         """Send what is queued, within ``timeout`` seconds."""
@@ -85,29 +95,11 @@ class Publisher:
     def send(self, wakes: Iterable[Wake], looks: Iterable[UUID] = ()) -> None:
         """Send now, in one pipeline. Raises redis.RedisError."""
         broker = self._broker
-        dispatch = broker.scripts["dispatch"]
         with broker.client.pipeline(transaction=False) as pipe:
             queues = set()
             for wake in wakes:
                 message = wake_message(wake.queue, str(wake.job_id))
-                # The same call as RedisBroker.enqueue makes, on a pipeline; its arguments are those of
-                # dramatiq/brokers/redis.py, _dispatch.
-                dispatch(
-                    keys=[broker.namespace],
-                    args=[
-                        "enqueue",
-                        current_millis(),
-                        wake.queue,
-                        broker.broker_id,
-                        broker.heartbeat_timeout,
-                        broker.dead_message_ttl,
-                        0,
-                        broker._max_unpack_size(),
-                        message.options["redis_message_id"],
-                        message.encode(),
-                    ],
-                    client=pipe,
-                )
+                broker.add_to(pipe, "enqueue", wake.queue, message.options["redis_message_id"], message.encode())
                 queues.add(wake.queue)
             for name in queues:
                 pipe.publish(bell_channel(name), b"")

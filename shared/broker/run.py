@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import random
 import threading
 import time
@@ -15,22 +14,16 @@ from uuid import UUID
 import psycopg
 import structlog
 from psycopg.rows import DictRow
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from shared.db import SyncPool
-from shared.jobs import (
-    ClaimedJob,
-    Done,
-    Handler,
-    JobInfo,
-    LeaseLost,
-    Outcome,
-    store,
-)
+from shared.jobs import ClaimedJob, Done, Handler, JobCancelled, JobInfo, LeaseLost, Outcome, PermanentError, store
+from shared.jobs.states import Status
 
+from .interrupt import Interruptible
 from .publisher import Publisher
 
-__all__ = ["Run", "RunRegistry", "current_run"]
+__all__ = ["Run", "RunRegistry", "current_run", "spread"]
 
 _current = threading.local()
 
@@ -43,9 +36,7 @@ def current_run() -> Run | None:
 class Run:
     """A claimed job being run by one thread. Also the JobContext that its handler sees.
 
-    ``interrupt`` may be called from any thread, once or more: the first reason stands. It stops what the handler
-    registered by ``on_interrupt``, then raises the reason inside the handler's thread. After ``execute`` has
-    returned, an interrupt does nothing, so that ending the job is never torn.
+    Ends once: by ``execute`` when the handler has ended, or by ``abandon`` when it would not stop (see ``interrupt``).
     """
 
     def __init__(
@@ -57,6 +48,8 @@ class Run:
         pool: SyncPool,
         publisher: Publisher,
         lease_seconds: float,
+        asked_at: float,
+        on_stuck: Callable[[Run], None],
     ) -> None:
         self.claimed = claimed
         self.handler = handler
@@ -65,13 +58,11 @@ class Run:
         self.exception: BaseException | None = None
         self.outcome: Outcome | None = None
         self.started = time.monotonic()
-        self.lease_deadline = self.started + lease_seconds
+        # From before the claim was sent: by our clock the lease ends no later than by the database's.
+        self.lease_deadline = asked_at + lease_seconds
         self._pool = pool
         self._publisher = publisher
-        self._lock = threading.Lock()
-        self._thread_id: int | None = None
-        self._pending: BaseException | None = None
-        self._stops: list[Callable[[], None]] = []
+        self._guard = Interruptible(lambda: on_stuck(self))
         self._info = JobInfo(
             id=claimed.id,
             org_id=claimed.org_id,
@@ -86,56 +77,62 @@ class Run:
     # -- what the worker does with it
 
     def execute(self) -> None:
-        """Run the handler and keep its result or exception. Raises nothing."""
-        assert self.handler is not None
+        """Run the handler and keep its result or exception, unless the run was given up meanwhile. Raises nothing."""
+        result: Done[BaseModel] | None = None
+        exception: BaseException | None = None
         try:
-            payload = self.handler.job_type.payload.model_validate(self.claimed.payload)
-            self._enter()
-            try:
-                self.check()
-                result = self.handler.run(self, payload)
-            finally:
-                self._leave()
-            self.result = result if isinstance(result, Done) else Done(result)
+            result = self._attempt()
         except BaseException as e:
             # Stopping what the handler waits for makes it fail in its own way; the reason is what counts.
-            self.exception = self._pending or e
+            exception = self.interrupted or e
+        if self._guard.end():
+            self.result, self.exception = result, exception
+
+    def _attempt(self) -> Done[BaseModel]:
+        if self.handler is None:
+            raise PermanentError("job.no_handler", "This service does not know how to do this kind of job.")
+        job_type = self.handler.job_type
+        try:
+            payload = job_type.payload.model_validate(self.claimed.payload)
+        except ValidationError as e:
+            fields = sorted({".".join(str(p) for p in x["loc"]) for x in e.errors(include_input=False)})
+            raise PermanentError(
+                "job.invalid_payload", "The job's payload does not fit its type.", fields=fields[:20]
+            ) from None
+        self._guard.enter()
+        try:
+            self.check()
+            result = self.handler.run(self, payload)
+        finally:
+            self._guard.leave()
+        done: Done[BaseModel] = result if isinstance(result, Done) else Done(result)
+        if not isinstance(done.result, job_type.result):
+            raise PermanentError(
+                "job.invalid_result", "The work was done, but its result is not what this kind of job yields."
+            )
+        return done
 
     def interrupt(self, reason: BaseException) -> None:
-        with self._lock:
-            if self._pending is not None:
-                return
-            self._pending = reason
-            stops = list(self._stops)
-        for stop in stops:
-            with contextlib.suppress(Exception):
-                stop()
-        with self._lock:
-            if self._thread_id is not None:
-                _raise_in_thread(self._thread_id, type(reason))
+        """Stop the handler, for ``reason``: from any thread, once or more (the first reason stands), at no wait.
+
+        After the handler has ended this does nothing, so that ending the job is never torn.
+        """
+        self._guard.interrupt(reason)
+
+    def abandon(self) -> bool:
+        """End the run although its handler still runs, for good. False when it had ended."""
+        if not self._guard.abandon():
+            return False
+        self.exception = self.interrupted
+        return True
+
+    @property
+    def abandoned(self) -> bool:
+        return self._guard.abandoned
 
     @property
     def interrupted(self) -> BaseException | None:
-        return self._pending
-
-    def _enter(self) -> None:
-        with self._lock:
-            self._thread_id = threading.get_ident()
-
-    def _leave(self) -> None:
-        # An exception may be on its way to this thread: from here on none is sent, and one that was sent but not
-        # yet delivered is taken back, or caught by the loop.
-        while True:
-            try:
-                with self._lock:
-                    thread_id, self._thread_id = self._thread_id, None
-                    if thread_id is not None:
-                        _raise_in_thread(thread_id, None)
-                return
-            except BaseException as e:
-                if self._pending is None:
-                    raise
-                self.exception = e
+        return self._guard.reason
 
     # -- the JobContext
 
@@ -144,50 +141,39 @@ class Run:
         return self._info
 
     def progress(self, percent: int, step: str) -> None:
-        self.check()
-        with self._pool.connection() as conn:
+        with self._guard.shielded(), self._pool.connection() as conn:
             seq = store.progress(conn, self.claimed.id, self.claimed.attempt, self.worker_id, percent, step)
-        self._written(seq)
+            self._written(conn, seq)
 
     def log(self, message: str, **fields: Any) -> None:
+        with self._guard.shielded(), self._pool.connection() as conn:
+            structlog.get_logger("job").info(message, **fields)
+            data = {"message": message, **fields}
+            seq = store.log(conn, self.claimed.id, self.claimed.attempt, self.worker_id, data)
+            self._written(conn, seq)
+
+    def _written(self, conn: psycopg.Connection[DictRow], seq: int | None) -> None:
+        if seq is not None:
+            self._publisher.look([self.claimed.id])
+            return
         self.check()
-        structlog.get_logger("job").info(message, **fields)
-        with self._pool.connection() as conn:
-            seq = store.log(conn, self.claimed.id, self.claimed.attempt, self.worker_id, {"message": message, **fields})
-        self._written(seq)
-
-    def _written(self, seq: int | None) -> None:
-        if seq is None:
-            self.check()
-            raise LeaseLost
-        self._publisher.look([self.claimed.id])
-
-    def connection(self) -> AbstractContextManager[psycopg.Connection[DictRow]]:
-        return self._pool.connection()
+        row = conn.execute("select status, attempt from jobs where id = %s", (self.claimed.id,)).fetchone()
+        if row is not None and row["status"] == Status.CANCELLED and row["attempt"] == self.claimed.attempt:
+            raise JobCancelled
+        raise LeaseLost
 
     @contextlib.contextmanager
-    def on_interrupt(self, stop: Callable[[], None]) -> Iterator[None]:
-        with self._lock:
-            self._stops.append(stop)
-        try:
-            self.check()
-            yield
-        finally:
-            with self._lock:
-                self._stops.remove(stop)
+    def connection(self) -> Iterator[psycopg.Connection[DictRow]]:
+        # Taking and giving back are shielded: an interrupt in the middle of either would cost the pool a connection.
+        with self._guard.shielded(), self._pool.connection() as conn, self._guard.exposed():
+            yield conn
+
+    def on_interrupt(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
+        return self._guard.stopping(stop)
 
     def check(self) -> None:
-        if self._pending is not None:
-            raise self._pending
-
-
-def _raise_in_thread(thread_id: int, exception: type[BaseException] | None) -> None:
-    """Have ``exception`` raised in that thread at its next bytecode; None takes back one not yet raised.
-
-    CPython's PyThreadState_SetAsyncExc. It cannot interrupt C code: that is what ``on_interrupt`` is for.
-    """
-    target = ctypes.py_object(exception) if exception is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), target)
+        if self.interrupted is not None:
+            raise self.interrupted
 
 
 class RunRegistry:
@@ -196,33 +182,57 @@ class RunRegistry:
     def __init__(self) -> None:
         self._runs: dict[tuple[UUID, int], Run] = {}
         self._changed = threading.Condition()
+        self._claims = 0  # under way
         self.draining = False
         self.counts: dict[str, int] = {}
+        self.stuck = 0  # threads whose handler would not stop
+
+    def drain(self) -> None:
+        """From now on no claim begins."""
+        with self._changed:
+            self.draining = True
+
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[bool]:
+        """Around a claim and the ``add`` that follows it, so that draining waits for both. False: claim nothing."""
+        with self._changed:
+            admitted = not self.draining
+            self._claims += admitted
+        try:
+            yield admitted
+        finally:
+            with self._changed:
+                self._claims -= admitted
+                self._changed.notify_all()
 
     def add(self, run: Run) -> None:
+        """Begin ``run`` on this thread."""
         with self._changed:
             self._runs[run.claimed.id, run.claimed.attempt] = run
         _current.run = run
+
+    def leave(self) -> None:
+        """This thread is done with its run."""
+        _current.run = None
 
     def remove(self, run: Run, outcome: str) -> None:
         with self._changed:
             self._runs.pop((run.claimed.id, run.claimed.attempt), None)
             self.counts[outcome] = self.counts.get(outcome, 0) + 1
             self._changed.notify_all()
-        _current.run = None
+
+    def add_stuck(self, by: int) -> None:
+        with self._changed:
+            self.stuck += by
 
     def all(self) -> list[Run]:
         with self._changed:
             return list(self._runs.values())
 
-    def get(self, id: UUID, attempt: int) -> Run | None:
-        with self._changed:
-            return self._runs.get((id, attempt))
-
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until nothing runs, at most ``timeout`` seconds. True when idle."""
+        """Wait until nothing runs or is being claimed, at most ``timeout`` seconds. True when idle."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._runs, max(0.0, timeout))
+            return self._changed.wait_for(lambda: not self._runs and not self._claims, max(0.0, timeout))
 
 
 def spread() -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging as stdlib_logging
 import os
 import pkgutil
+import queue
 import signal
 import socket
 import threading
@@ -21,7 +23,7 @@ from dramatiq.worker import Worker
 from shared import ids
 from shared.db import open_pool
 from shared.db.pools import connect
-from shared.jobs import Handler, PermanentError, WorkerStopping
+from shared.jobs import Handler, WorkerStopping
 from shared.jobs.store import WorkerIdentity
 from shared.settings import Settings
 from shared.storage import Storage, from_settings
@@ -36,6 +38,10 @@ from .run import RunRegistry, current_run
 __all__ = ["WorkerDeps", "WorkerProcess", "discover", "run_worker"]
 
 _log = structlog.get_logger(__name__)
+# How often an idle thread looks up from its rest: the most that stopping waits for one.
+_IDLE_MILLISECONDS = 1000
+# After the grace period, for handlers to stop and their jobs to be handed back.
+_RELEASE_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -92,6 +98,7 @@ class WorkerProcess:
         client = make_redis(settings.redis_url.get_secret_value())
         self.broker = WakeBroker(client)
         self.publisher = Publisher(self.broker)
+        self._time_limit = TimeLimit()
         for middleware in (
             Claim(
                 worker=self.identity,
@@ -100,8 +107,9 @@ class WorkerProcess:
                 publisher=self.publisher,
                 runs=self.runs,
                 lease_seconds=settings.lease_seconds,
+                replace_thread=self._replace_thread,
             ),
-            TimeLimit(),
+            self._time_limit,
             Retries(),
         ):
             self.broker.add_middleware(middleware)
@@ -114,7 +122,9 @@ class WorkerProcess:
             every=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
         )
-        self._worker = Worker(self.broker, worker_timeout=1000, worker_threads=self._concurrency)
+        self._worker = Worker(self.broker, worker_timeout=_IDLE_MILLISECONDS, worker_threads=self._concurrency)
+        # Dramatiq warns of every message that found nothing to do, which is what most of a burst's are for.
+        stdlib_logging.getLogger("dramatiq.worker.WorkerThread").setLevel(stdlib_logging.ERROR)
         # Prefetched wake-ups only order themselves within this process: hold no more than there are threads.
         self._worker.queue_prefetch = self._concurrency
         self._health: health.HealthServer | None = None
@@ -138,17 +148,25 @@ class WorkerProcess:
     def stop(self, grace: float | None = None) -> None:
         """Drain: claim nothing more, give running jobs ``grace`` seconds, then hand the rest back."""
         grace = self._settings.shutdown_grace_seconds if grace is None else grace
-        self.runs.draining = True
+        self.runs.drain()
+        self.broker.draining.set()
         _log.info("worker.draining", service=self.service, running=len(self.runs.all()))
         if not self.runs.wait_idle(grace):
-            for run in self.runs.all():
-                run.interrupt(WorkerStopping())
-            self.runs.wait_idle(5)
-        self._worker.stop(timeout=3000)
+            # Those that do not stop are given up after STUCK_SECONDS, and released all the same.
+            deadline = time.monotonic() + _RELEASE_SECONDS
+            while not self.runs.wait_idle(0.1) and time.monotonic() < deadline:
+                for run in self.runs.all():  # a claim that was under way may have brought one more
+                    run.interrupt(WorkerStopping())
+        for consumer in self._worker.consumers.values():
+            consumer.stop()  # at the same time as the worker threads, not after them
+        self._worker.stop(timeout=2000)
         self.heartbeat.stop()
         self.publisher.close()
         for close in self._deps.closers:
-            close()
+            try:
+                close()
+            except Exception as e:
+                _log.warning("worker.close_failed", error=type(e).__name__)
         if self._health is not None:
             self._health.close()
         self._pool.close(timeout=2)
@@ -156,24 +174,24 @@ class WorkerProcess:
 
     def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, drain. A second signal ends the grace period."""
-        stop = threading.Event()
-        hurry = threading.Event()
-
-        def on_signal(signum: int, frame: object) -> None:
-            (hurry if stop.is_set() else stop).set()
-
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
+        # A SimpleQueue, because its put is made for signal handlers; an Event's set may meet its own lock.
+        signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda number, _: signals.put(number))
         self.start()
-        while not stop.wait(3600):
-            pass
-        threading.Thread(target=self._hurry, args=(hurry,), daemon=True).start()
+        signals.get()
+        threading.Thread(target=self._hurry, args=(signals,), name="hurry", daemon=True).start()
         self.stop()
 
-    def _hurry(self, wanted: threading.Event) -> None:
-        wanted.wait()
+    def _hurry(self, signals: queue.SimpleQueue[int]) -> None:
+        signals.get()
         for run in self.runs.all():
             run.interrupt(WorkerStopping())
+
+    def _replace_thread(self) -> None:
+        """A worker thread is stuck in a handler that does not stop: another takes its place."""
+        if not self.runs.draining:
+            self._worker._add_worker()
 
     # -- health
 
@@ -188,6 +206,7 @@ class WorkerProcess:
             "running": len(self.runs.all()),
             "ended": dict(self.runs.counts),
             "draining": self.runs.draining,
+            "stuck": self.runs.stuck,
             "uptime_seconds": round(time.monotonic() - self._started_at, 1),
             "heartbeat_age_seconds": round(self.heartbeat.age, 2),
             "job_types": sorted(self._handlers),
@@ -197,9 +216,20 @@ class WorkerProcess:
         return None if self.heartbeat.alive else "the heartbeat thread is dead"
 
     def _thread_problem(self) -> str | None:
+        if self.runs.draining:
+            return None
         dead = [f"consumer {n}" for n, c in self._worker.consumers.items() if not c.is_alive()]
-        dead += [f"worker thread {i}" for i, t in enumerate(self._worker.workers) if not t.is_alive()]
-        return f"dead: {', '.join(dead)}" if dead and not self.runs.draining else None
+        # One that was stuck and has been replaced ends with ``running`` false, when it comes round at last.
+        dead += [f"worker thread {i}" for i, t in enumerate(self._worker.workers) if t.running and not t.is_alive()]
+        if not self.publisher.alive:
+            dead.append("publisher")
+        if not self._time_limit.alive:
+            dead.append("time limit")
+        if dead:
+            return f"dead: {', '.join(dead)}"
+        if self.runs.stuck > self._concurrency:
+            return f"{self.runs.stuck} threads are stuck in handlers that do not stop"
+        return None
 
     def _postgres_problem(self) -> str | None:
         # By the heartbeat's own success, so that a probe costs no query.
@@ -223,14 +253,8 @@ def run_worker(service: str, package: ModuleType, *, concurrency: int | None = N
     WorkerProcess(service, discover(package, deps), deps, concurrency=concurrency).serve()
 
 
-def _run_current(job_id: str) -> None:
-    """The actor of every queue. The message's job is a hint; what runs is what Claim claimed."""
+def _run_current() -> None:
+    """The actor of every queue. What runs is what Claim claimed, whatever the message named."""
     run = current_run()
-    if run is None:  # Claim did not get as far as a job, and Dramatiq ran us all the same
-        return
-    if run.handler is None:
-        run.exception = PermanentError(
-            "job.no_handler", "This service does not know how to do this kind of job.", job_type=run.claimed.type
-        )
-        return
-    run.execute()
+    if run is not None:  # else Claim did not get as far as a job, and Dramatiq ran us all the same
+        run.execute()

@@ -121,13 +121,16 @@ select * from job
 # after twice that, and no stream of work starves it); then turn, the organisation's jobs in flight plus its place
 # in this pick (so organisations alternate, however many jobs one of them has); then age.
 # ``orgs`` is a loose index scan: one probe of jobs_claim_idx for each organisation that has work, not a pass over
-# its jobs, so the cost follows the organisations at work and not the depth of the backlog.
+# its jobs, so the cost follows the organisations at work and not the depth of the backlog. It is written so that no
+# other plan is possible, whatever the statistics say (those of a fresh table are of no use): the order is that of
+# jobs_claim_idx alone, and ``picked`` visits the ranked jobs one by one, best first, by their key.
 CLAIM = f"""
 with recursive orgs as (
-  (select org_id from jobs where queue = %(queue)s and status = {_QUEUED} order by org_id limit 1)
+  (select org_id from jobs where queue = %(queue)s and status = {_QUEUED}
+    order by org_id, priority, run_at, id limit 1)
   union all
   select (select j.org_id from jobs j where j.queue = %(queue)s and j.status = {_QUEUED} and j.org_id > o.org_id
-           order by j.org_id limit 1)
+           order by j.org_id, j.priority, j.run_at, j.id limit 1)
     from orgs o where o.org_id is not null
 ), busy as (
   select org_id, count(*) as jobs from jobs where queue = %(queue)s and status = {_RUNNING} group by org_id
@@ -147,11 +150,11 @@ with recursive orgs as (
          coalesce(b.jobs, 0) + row_number() over (partition by h.org_id order by h.level, h.run_at, h.id) as turn
     from head h left join busy b on b.org_id = h.org_id
 ), picked as materialized (
-  select j.id from ranked r join jobs j on j.id = r.id
-   where j.status in {_from(EventKind.STARTED)}
-   order by r.level, r.turn, r.run_at, r.id
-   limit %(limit)s
-   for update of j skip locked
+  select l.id from (select id from ranked order by level, turn, run_at, id) r cross join lateral (
+    select j.id from jobs j
+     where j.id = r.id and j.status in {_from(EventKind.STARTED)} and j.run_at <= now() for update skip locked
+  ) l
+  limit %(limit)s
 ), claimed as (
   update jobs j
      set status = '{allowed(EventKind.STARTED).target.value}', attempt = j.attempt + 1,
@@ -167,20 +170,25 @@ with recursive orgs as (
 select * from claimed
 """
 
-# Renew every lease this process holds, and say of each that could not be renewed what became of the job.
+# Renew every lease this process holds, and say of each that was not renewed what became of the job: null when the row
+# is gone or another attempt's; still processing when its row was locked (by its own settling, say) and is the next
+# beat's. It waits for no lock, so that one job's long transaction cannot cost the others their leases.
 HEARTBEAT = f"""
 with held as (
   select * from unnest(%(ids)s::uuid[], %(attempts)s::int[]) as t (id, attempt)
+), mine as (
+  select j.id from held h join jobs j on j.id = h.id
+   where j.attempt = h.attempt and j.status = {_RUNNING} for update of j skip locked
 ), renewed as (
-  update jobs j set lease_until = now() + make_interval(secs => %(lease)s)
-    from held h where j.id = h.id and j.attempt = h.attempt and j.status = {_RUNNING}
+  update jobs j set lease_until = now() + make_interval(secs => %(lease)s) from mine m where j.id = m.id
   returning j.id
 ), alive as (
   insert into workers (id, queue, host, pid, concurrency)
   values (%(worker_id)s, %(queue)s, %(host)s, %(pid)s, %(concurrency)s)
   on conflict (id) do update set seen_at = now()
 )
-select h.id, h.attempt, j.status from held h left join jobs j on j.id = h.id
+select h.id, h.attempt, case when j.attempt = h.attempt then j.status end as status
+  from held h left join jobs j on j.id = h.id
  where h.id not in (select id from renewed)
 """
 

@@ -116,13 +116,14 @@ class Outcome:
 
     @classmethod
     def released(cls, job: ClaimedJob) -> Outcome:
-        """Given back by a stopping worker: runs again at once, charged to nobody."""
-        return cls._of(EventKind.RELEASED, job, delay=0.0)
+        """Given back by a stopping worker: runs again at once, charged to nobody, and keeps its place (``run_at``)."""
+        return cls._of(EventKind.RELEASED, job)
 
 
 @dataclass(frozen=True, slots=True)
 class LostLease:
-    """A held job that a heartbeat could not renew. ``status`` is None when the row is gone."""
+    """A held job that a heartbeat did not renew. ``status`` is None when the row is gone or another attempt's, and
+    PROCESSING when the lease is still ours but the row was locked just then."""
 
     id: UUID
     attempt: int

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from shared.ids import IdKind, encode
 
-from .states import TERMINAL, EventKind, Priority, Status
+from .states import TERMINAL, TRANSITIONS, EventKind, Priority, Status
 
 __all__ = ["API_PREFIX", "event_json", "job_json"]
 
@@ -90,6 +90,9 @@ def _step(status: Status) -> str:
     }[status]
 
 
+_STATUS_AFTER = {t.kind: t.target for t in TRANSITIONS}
+
+
 def event_json(job_id: UUID, row: Mapping[str, Any]) -> dict[str, Any]:
     """An event row (``queries.EVENTS``) as a stream sends it. ``status`` is there where the event changed it."""
     kind = EventKind(row["kind"])
@@ -103,6 +106,8 @@ def event_json(job_id: UUID, row: Mapping[str, Any]) -> dict[str, Any]:
         "at": row["at"],
         "attempt": row["attempt"],
     }
+    if kind in _STATUS_AFTER:
+        body["status"] = _STATUS_AFTER[kind].value
     if kind is EventKind.PROGRESS:
         body["progress"] = data
     else:

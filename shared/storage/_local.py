@@ -14,6 +14,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from ._errors import ObjectMissing, ObjectTooLarge, StorageUnavailable
+from ._files import open_regular
 from ._keys import check_key
 from ._protocol import ObjectStat
 
@@ -46,7 +47,7 @@ class LocalStorage:
                 except OSError as e:
                     if e.errno != errno.EXDEV:  # another file system: copy after all
                         raise
-            with path.open("rb") as source:
+            with open_regular(path) as source:
                 self._write(target, source)
             if consume:
                 path.unlink()
@@ -158,12 +159,9 @@ class LocalStorage:
 
 def _make_private(path: Path) -> None:
     """Bytes of ``path`` onto the disk, readable by this user alone."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fchmod(fd, 0o600)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open_regular(path) as f:
+        os.fchmod(f.fileno(), 0o600)
+        os.fsync(f.fileno())
 
 
 def _sync_folder(path: Path) -> None:

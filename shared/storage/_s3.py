@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ._errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageUnavailable
+from ._files import open_regular
 from ._keys import check_key
 from ._protocol import ObjectStat
 
@@ -21,6 +23,8 @@ __all__ = ["S3Storage"]
 
 _DELETE_BATCH = 1000  # the most DeleteObjects takes (AWS API reference)
 _CHUNK = 256 * 1024
+_LOCAL_COPY = "gradeline-object-"
+_STALE_SECONDS = 7200.0  # twice the longest time limit of a job, which is how long a copy may be in use
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
@@ -53,11 +57,12 @@ class S3Storage:
         self._attempts = attempts
         self._lock = threading.Lock()
         self._made: Any = None
+        self._swept = False
 
     def put_file(self, key: str, path: Path, media_type: str, *, consume: bool = False) -> None:
         check_key(key)
         try:
-            with path.open("rb") as f:
+            with open_regular(path) as f:
                 digest = hashlib.file_digest(f, "sha256").digest()
                 f.seek(0)
                 self._put(key, f, digest, media_type)
@@ -73,7 +78,8 @@ class S3Storage:
     @contextmanager
     def open_local(self, key: str) -> Iterator[Path]:
         check_key(key)
-        fd, name = tempfile.mkstemp(prefix="gradeline-")  # 0600
+        self._sweep()
+        fd, name = tempfile.mkstemp(prefix=_LOCAL_COPY)  # 0600
         path = Path(name)
         try:
             with os.fdopen(fd, "wb") as f:
@@ -82,6 +88,17 @@ class S3Storage:
         finally:
             with suppress(FileNotFoundError):
                 path.unlink()
+
+    def _sweep(self) -> None:
+        """Once a process: remove the copies of objects that earlier processes left behind when they were killed."""
+        with self._lock:
+            swept, self._swept = self._swept, True
+        if swept:
+            return
+        for leftover in Path(tempfile.gettempdir()).glob(f"{_LOCAL_COPY}*"):
+            with suppress(OSError):  # gone, or another account's
+                if time.time() - leftover.lstat().st_mtime > _STALE_SECONDS:
+                    leftover.unlink()
 
     def read(self, key: str, limit: int) -> bytes:
         check_key(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
@@ -37,7 +38,9 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def configure(settings: Settings, service: str, stream: TextIO | None = None) -> None:
-    """Send every log line of this process to ``stream`` (stdout), and uncaught exceptions too. Call once in main().
+    """Send every log line of this process to ``stream`` (stdout), and uncaught exceptions and warnings too.
+
+    Call once in main().
 
     JSON, except on a terminal in the ``local`` environment. Handlers that libraries (gunicorn, dramatiq)
     have put on their loggers by now are taken off.
@@ -76,6 +79,10 @@ def configure(settings: Settings, service: str, stream: TextIO | None = None) ->
     _take_over_stdlib(level)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+    # Both print to stderr otherwise, texts and all: of an exception in a destructor; and of a warning, where
+    # Pydantic quotes the value that it was not made for.
+    sys.unraisablehook = _unraisable
+    warnings.showwarning = _warned
 
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -151,7 +158,9 @@ def _masked(record: logging.LogRecord) -> str:
     def mask(value: object) -> object:
         return value if isinstance(value, (int, float)) else "…"
 
-    template = str(record.msg)
+    if not isinstance(record.msg, str):  # ``logger.exception(e)``: the text would be the exception's
+        return type(record.msg).__name__
+    template = record.msg
     try:
         if isinstance(record.args, dict):
             return template % {k: mask(v) for k, v in record.args.items()}
@@ -189,3 +198,19 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
         get_logger("shared.telemetry").critical(
             "uncaught exception in a thread", thread=thread, exc_info=args.exc_value
         )
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    if args.exc_value is not None:
+        get_logger("shared.telemetry").error("exception in a destructor or callback", exc_info=args.exc_value)
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    get_logger("shared.telemetry").warning("python warning", category=category.__name__, at=f"{filename}:{lineno}")

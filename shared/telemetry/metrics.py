@@ -58,13 +58,14 @@ PUBLISH_FAILURES = Counter(
 # -- workers
 WAKEUPS = Counter(
     "gradeline_wakeups_total",
-    "Messages received, by what they led to: claimed, empty, undecodable, unknown, failed, lost, polled.",
+    "Wake-ups by what they led to: claimed, empty, failed (claim), undecodable, unknown (actor or queue), lost "
+    "(acknowledgement); and made by a worker itself: polled (Redis away), idle (none for long).",
     ("queue", "outcome"),
 )
 JOBS_CLAIMED = Counter("gradeline_jobs_claimed_total", "Attempts begun.", ("queue", "job_type"))
 JOBS_FINISHED = Counter(
     "gradeline_jobs_finished_total",
-    "Attempts ended, by how: completed, failed, retried, cancelled, timed_out, released, snoozed, lost.",
+    "Attempts ended, by how: completed, failed, retrying, snoozed, released, cancelled, lost.",
     ("queue", "job_type", "outcome"),
 )
 JOB_DURATION = Histogram(
@@ -83,7 +84,7 @@ NOTIFICATIONS = Counter(
 JOBS_RESCUED = Counter(
     "gradeline_jobs_rescued_total", "Jobs whose lease ran out, by outcome: requeued, dead.", ("queue", "outcome")
 )
-QUEUE_DEPTH = Gauge("gradeline_queue_depth", "Jobs by state: due, later, processing, failed.", ("queue", "outcome"))
+QUEUE_DEPTH = Gauge("gradeline_queue_depth", "Jobs by state: due, later, processing.", ("queue", "outcome"))
 QUEUE_OLDEST = Gauge("gradeline_queue_oldest_seconds", "How long the oldest due job has waited.", ("queue",))
 
 

@@ -45,15 +45,26 @@ _MEASURES = frozenset(
 )  # fmt: skip
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _ID_VALUE = re.compile(r"[A-Za-z0-9_\-:.]{1,64}")
+# Under these keys goes a code or a type's name. A sentence is an exception's text, which quotes what it choked on:
+# "Key (name)=(Anna) already exists".
+_REASONS = frozenset({"error", "errors", "exception", "exc", "err", "detail", "details", "reason", "cause", "code"})
+_CODE = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
 
 
 def is_forbidden(key: str, value: object = None) -> bool:
-    """Must ``key`` be dropped? ``student_name`` yes; ``student_id`` and a numeric ``prompt_tokens`` no."""
+    """Must ``key`` be dropped? ``student_name`` yes, and an ``error`` that is a text; ``student_id`` and a numeric
+    ``prompt_tokens`` no."""
     words = [w.lower() for w in _WORDS.findall(key)]
-    if not words or not _FORBIDDEN.intersection(words):
+    if not words:
+        return False
+    if words[-1] in _REASONS and isinstance(value, str) and not _CODE.fullmatch(value):
+        return True
+    if not _FORBIDDEN.intersection(words):
         return False
     if words[-1] in _IDS and len(words) > 1:
         ids = value if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+        if "student" in words and not any(c.isdigit() for i in ids for c in str(i)):
+            return True  # what a school calls an id may be the name
         return not all(isinstance(i, (UUID, int)) or (isinstance(i, str) and _ID_VALUE.fullmatch(i)) for i in ids)
     return not (words[-1] in _MEASURES and isinstance(value, (int, float)) and not isinstance(value, bool))
 

@@ -85,6 +85,7 @@ def capture(error: BaseException, **ids: str | int | UUID | None) -> None:
 
 def scrub(event: Event, hint: Hint) -> Event | None:
     """What is left of ``event`` to send."""
+    hint.pop("attachments", None)
     whole: dict[str, Any] = dict(event)
     kept: dict[str, Any] = {k: whole[k] for k in _KEPT if k in whole}
     bound = structlog.contextvars.get_contextvars()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
 import dramatiq
 import psycopg
@@ -15,17 +15,20 @@ from dramatiq.middleware import Middleware, SkipMessage
 from psycopg_pool import PoolTimeout
 
 from shared.db import SyncPool
-from shared.jobs import Handler, Outcome, Status, store
+from shared.jobs import ClaimedJob, Handler, store
 from shared.jobs.store import WorkerIdentity
-from shared.telemetry import metrics
+from shared.telemetry import metrics, sentry
 
+from ..consumer import CLAIMED, REQUEUE
 from ..publisher import Publisher
 from ..run import Run, RunRegistry, current_run
+from ..settlement import Settlement
+from .retries import decide, judge
 
 __all__ = ["Claim"]
 
 _log = structlog.get_logger(__name__)
-_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+_BOUND = ("job_id", "org_id", "job_type", "attempt")
 
 
 class Claim(Middleware):
@@ -43,6 +46,7 @@ class Claim(Middleware):
         publisher: Publisher,
         runs: RunRegistry,
         lease_seconds: float,
+        replace_thread: Callable[[], None],
     ) -> None:
         self._worker = worker
         self._handlers = handlers
@@ -50,17 +54,33 @@ class Claim(Middleware):
         self._publisher = publisher
         self._runs = runs
         self._lease_seconds = lease_seconds
+        self._replace_thread = replace_thread
+        self._settlement = Settlement(pool, worker.id, publisher, judge)
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        queue = message.queue_name
-        if self._runs.draining:
-            raise SkipMessage("draining")
+        with self._runs.claiming() as admitted:
+            if not admitted:
+                message.options[REQUEUE] = True
+                raise SkipMessage("draining")
+            run = self._begin(message.queue_name)
+            message.options[CLAIMED] = True
+        job = run.claimed
+        metrics.WAKEUPS.labels(job.queue, "claimed").inc()
+        metrics.JOBS_CLAIMED.labels(job.queue, job.type).inc()
+        metrics.JOB_WAIT.labels(job.queue, job.type).observe(max(0.0, (job.started_at - job.run_at).total_seconds()))
+        self._publisher.look([job.id])
+        _bind(run)
+        _log.info("job.started", queue=job.queue)
+
+    def _begin(self, queue: str) -> Run:
+        asked_at = time.monotonic()
         try:
-            with self._pool.connection() as conn:
-                claimed = store.claim(conn, queue=queue, worker_id=self._worker.id, lease_seconds=self._lease_seconds)
+            claimed = self._claim(queue)
         except Exception as e:
             metrics.WAKEUPS.labels(queue, "failed").inc()
             _log.warning("claim.failed", queue=queue, error=type(e).__name__)
+            if not isinstance(e, psycopg.OperationalError):  # a pool's time-outs are those too
+                sentry.capture(e, queue=queue)
             raise SkipMessage("claim failed") from None
         if not claimed:
             metrics.WAKEUPS.labels(queue, "empty").inc()
@@ -73,16 +93,24 @@ class Claim(Middleware):
             pool=self._pool,
             publisher=self._publisher,
             lease_seconds=self._lease_seconds,
+            asked_at=asked_at,
+            on_stuck=self._give_up,
         )
         self._runs.add(run)
-        metrics.WAKEUPS.labels(queue, "claimed").inc()
-        metrics.JOBS_CLAIMED.labels(queue, job.type).inc()
-        metrics.JOB_WAIT.labels(queue, job.type).observe(max(0.0, (job.started_at - job.run_at).total_seconds()))
-        self._publisher.look([job.id])
-        structlog.contextvars.bind_contextvars(
-            job_id=str(job.id), org_id=str(job.org_id), job_type=job.type, attempt=job.attempt
-        )
-        _log.info("job.started", queue=queue)
+        return run
+
+    def _claim(self, queue: str) -> list[ClaimedJob]:
+        for tries_left in (1, 0):
+            try:
+                with self._pool.connection() as conn:
+                    return store.claim(conn, queue=queue, worker_id=self._worker.id, lease_seconds=self._lease_seconds)
+            except psycopg.OperationalError as e:
+                if not tries_left or isinstance(e, PoolTimeout):
+                    raise
+                # After a restart of Postgres each pooled connection is dead until it is tried. Have all of them
+                # replaced, so that the wake-up is not spent on finding one out.
+                self._pool.check()
+        raise AssertionError("unreachable")
 
     def after_process_message(
         self,
@@ -95,66 +123,48 @@ class Claim(Middleware):
         run = current_run()
         if run is None:
             return
+        self._runs.leave()
+        try:
+            if run.abandoned:
+                # Settled long since, and another thread has this one's place: end with this message.
+                self._runs.add_stuck(-1)
+                threading.current_thread().running = False  # type: ignore[attr-defined]
+            else:
+                self._end(run)
+        finally:
+            structlog.contextvars.unbind_contextvars(*_BOUND)
+
+    def _end(self, run: Run) -> None:
         ended = "lost"
         try:
-            ended = self._settle(run)
+            ended = self._settlement.settle(run)
         finally:
             self._runs.remove(run, ended)
             job = run.claimed
             seconds = time.monotonic() - run.started
             metrics.JOBS_FINISHED.labels(job.queue, job.type, ended).inc()
             metrics.JOB_DURATION.labels(job.queue, job.type).observe(seconds)
+            if ended == "lost":
+                metrics.LEASE_LOST.labels(job.queue, job.type).inc()
             code = run.outcome.error.get("code") if run.outcome and run.outcome.error else None
             _log.info("job.ended", outcome=ended, seconds=round(seconds, 3), code=code)
-            structlog.contextvars.unbind_contextvars("job_id", "org_id", "job_type", "attempt")
 
-    def _settle(self, run: Run) -> str:
-        """Write the outcome, waiting out a Postgres that is away for as long as the lease holds."""
-        outcome = run.outcome
-        if outcome is None:  # the job is not ours any more: nothing to write
-            metrics.LEASE_LOST.labels(run.claimed.queue, run.claimed.type).inc()
-            return "lost"
-        pause = 0.1
-        while True:
-            try:
-                moved = self._write(run, outcome)
-                break
-            except _DOWN as e:
-                if time.monotonic() + pause >= run.lease_deadline:
-                    _log.warning("settle.given_up", error=type(e).__name__)
-                    return "lost"
-                time.sleep(pause)
-                pause = min(1.0, pause * 2)
-            except Exception as e:
-                # An effect or a result that Postgres refuses: the attempt failed, and says so.
-                if outcome.status is not Status.COMPLETED:
-                    _log.error("settle.broken", error=type(e).__name__)
-                    return "lost"
-                outcome = run.outcome = self._refused(run, e)
-        if not moved.jobs:
-            metrics.LEASE_LOST.labels(run.claimed.queue, run.claimed.type).inc()
-            return "lost"
-        self._publisher.moved(moved)
-        return outcome.kind.value
-
-    def _write(self, run: Run, outcome: Outcome) -> Any:
-        effects = run.result.effects if run.result is not None and outcome.status is Status.COMPLETED else ()
-        with self._pool.connection() as conn, conn.transaction():
-            moved = store.settle(conn, self._worker.id, [outcome])
-            if moved.jobs:
-                for effect in effects:
-                    effect(conn)
-            return moved
-
-    def _refused(self, run: Run, error: Exception) -> Outcome:
-        from .retries import describe, retry_or_fail
-
-        return retry_or_fail(run, describe(error), retry_after=None)
+    def _give_up(self, run: Run) -> None:
+        """End a run whose handler does not stop: its thread is left to itself, and replaced."""
+        if not run.abandon():
+            return
+        _bind(run)
+        _log.error("job.stuck", reason=type(run.interrupted).__name__)
+        self._runs.add_stuck(1)
+        try:
+            run.outcome = decide(run)
+            self._end(run)
+        finally:
+            self._replace_thread()
 
 
-def job_uuid(text: str) -> UUID | None:
-    """The job a wake-up names, or None: the name is a hint and may be anything."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
+def _bind(run: Run) -> None:
+    job = run.claimed
+    structlog.contextvars.bind_contextvars(
+        job_id=str(job.id), org_id=str(job.org_id), job_type=job.type, attempt=job.attempt
+    )

@@ -25,6 +25,11 @@ class TimeLimit(Middleware):
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
+    @property
+    def alive(self) -> bool:
+        """False when the watch has died; before its first job it is not needed."""
+        return self._thread is None or self._thread.is_alive()
+
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         run = current_run()
         if run is None:

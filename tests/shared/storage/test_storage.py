@@ -223,11 +223,34 @@ def test_consuming_copies_across_file_systems(tmp_path: Path) -> None:
     assert store.read("k", 1) == b"x"
 
 
-def test_a_symlink_is_not_consumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("consume", [True, False])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_only_plain_files_are_taken(store: st.Storage, key: str, kind: str, consume: bool, tmp_path: Path) -> None:
+    """Not what a link names, which may be a secret; and a pipe would be waited for without end."""
     (tmp_path / "real").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "real")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(st.StorageUnavailable):
-        st.LocalStorage(tmp_path / "root").put_file("k", tmp_path / "link", PNG, consume=True)
+        store.put_file(key, tmp_path / kind, PNG, consume=consume)
+    assert not store.exists(key)
+
+
+def test_copies_of_objects_that_a_killed_process_left_are_removed(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = _s3(s3_endpoint)
+    store.put_bytes("sweep/k", b"x", PNG)
+    with store.open_local("sweep/k") as path:
+        in_use = path
+        left = path.with_name(f"{path.name}-left")
+        left.write_bytes(b"student work")
+        os.utime(left, (0, 0))
+        with _s3(s3_endpoint).open_local("sweep/k"):
+            assert not left.exists()
+            assert in_use.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_deleting_the_last_object_removes_its_folders_but_not_the_root(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pty
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from uuid import UUID
 import pytest
 import structlog
 
+from shared.contracts import Word
 from shared.jobs.errors import PermanentError
 from shared.settings import Settings
 from shared.telemetry import logging as tl
@@ -31,14 +33,16 @@ Lines = Callable[[], list[dict[str, Any]]]
 @pytest.fixture
 def lines() -> Iterator[Lines]:
     """Configured onto a buffer, and everything global put back."""
-    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
+    root = logging.getLogger()
+    hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning)
     handlers, level = root.handlers[:], root.level
     out = io.StringIO()
     tl.configure(Settings(environment="test", log_level="DEBUG"), "ocr_worker", out)
     yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
-    root.handlers[:], (sys.excepthook, threading.excepthook) = handlers, hooks
+    root.handlers[:] = handlers
+    sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
     root.setLevel(level)
 
 
@@ -94,6 +98,66 @@ def test_a_measure_must_be_a_number_and_an_id_must_look_like_one(lines: Lines) -
     (line,) = lines()
     assert line["dropped"] == ["name_count", "student_id", "text_total"]
     assert SECRET not in json.dumps(line)
+
+
+def test_an_id_that_may_be_a_name_is_dropped(lines: Lines) -> None:
+    tl.get_logger("t").info("done", student_id="Anna.Mustermann", request_id="r")
+    (line,) = lines()
+    assert "Anna" not in json.dumps(line)
+    assert line["dropped"] == ["student_id"]
+
+
+def test_a_reason_is_a_code_and_never_an_exceptions_text(lines: Lines) -> None:
+    quoted = f'duplicate key value violates "students_name_key" DETAIL: Key (name)=({SECRET}) already exists.'
+    tl.get_logger("t").warning("failed", error=quoted, detail=quoted, reason="UniqueViolation", code="job.internal")
+    (line,) = lines()
+    assert SECRET not in json.dumps(line)
+    assert line["dropped"] == ["detail", "error"]
+    assert (line["reason"], line["code"]) == ("UniqueViolation", "job.internal")
+
+
+def test_a_library_that_logs_an_exception_as_the_message_shows_its_type(lines: Lines) -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError as e:
+        logging.getLogger("somelib").exception(e)
+    (line,) = lines()
+    assert SECRET not in json.dumps(line)
+    assert line["event"] == "ValueError"
+
+
+def test_warnings_and_what_destructors_raise_are_logged_without_their_texts(
+    lines: Lines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Sheet:
+        def __del__(self) -> None:
+            raise ValueError(SECRET)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = tl._warned  # pytest has put its own in this place
+        # Pydantic warns of a value of the wrong type by quoting it.
+        Word.model_construct(text="", confidence=SECRET, box=(0, 0, 0, 0)).model_dump_json()  # type: ignore[arg-type]
+    sys.unraisablehook = tl._unraisable
+    sheet = Sheet()
+    del sheet
+    warned, raised = lines()
+    assert (warned["event"], warned["category"]) == ("python warning", "UserWarning")
+    assert raised["exception"][0]["type"] == "ValueError"
+    assert SECRET not in json.dumps([warned, raised])
+    assert SECRET not in "".join(capsys.readouterr())
+
+
+def test_a_process_takes_over_warnings_and_unraisable_exceptions() -> None:
+    script = (
+        "import sys, warnings; from shared.settings import Settings; from shared.telemetry import logging\n"
+        "logging.configure(Settings(environment='test'), 't')\n"
+        "class D:\n    def __del__(self): raise ValueError('Anna')\n"
+        "D(); warnings.warn('Anna')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "Anna" not in done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_nested_values_are_searched_and_unknown_objects_are_named_by_type(lines: Lines) -> None:
