@@ -18,7 +18,9 @@ from shared.telemetry import metrics
 
 from . import errors
 from .auth import Authenticator
+from .deadline import BodyWatch, refuse
 from .deps import Deps
+from .errors import Problem
 from .resources.batches import Batch
 from .resources.gradings import Grading, Gradings
 from .resources.health import Healthz, Readyz
@@ -30,11 +32,13 @@ from .resources.uploads import Uploads
 
 __all__ = ["ROUTES", "create_app"]
 
+UPLOADS_PATH = "/api/v1/uploads"
+
 # Every route of the gateway. A resource takes Deps, save those that need nothing.
 ROUTES: tuple[tuple[str, Any], ...] = (
     ("/healthz", Healthz),
     ("/readyz", Readyz),
-    ("/api/v1/uploads", Uploads),
+    (UPLOADS_PATH, Uploads),
     ("/api/v1/documents/{document_id}", Document),
     ("/api/v1/submissions", Submissions),
     ("/api/v1/submissions/{submission_id}", Submission),
@@ -59,10 +63,13 @@ class RequestScope:
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         given = req.get_header("X-Request-Id")
-        req.context.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        req.context.request_id = given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
         req.context.began = time.perf_counter()
         resp.set_header("X-Request-Id", req.context.request_id)
         resp.set_header("X-Content-Type-Options", "nosniff")
+        if "%00" in req.query_string:
+            # PostgreSQL has no text with NUL in it, so no parameter can mean anything by one.
+            raise Problem(400, "request.malformed", "The address holds a NUL character (%00).")
 
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: Any, req_succeeded: bool
@@ -72,38 +79,73 @@ class RequestScope:
             return
         seconds = time.perf_counter() - began
         route = req.uri_template or "none"
-        metrics.HTTP_REQUESTS.labels(req.method, route, str(resp.status_code)).inc()
+        # Any token can be a method: unknown ones must not each become a time series.
+        method = req.method if req.method in falcon.HTTP_METHODS else "other"
+        metrics.HTTP_REQUESTS.labels(method, route, str(resp.status_code)).inc()
         if resp.sse is None:
-            metrics.HTTP_REQUEST_DURATION.labels(req.method, route).observe(seconds)
+            metrics.HTTP_REQUEST_DURATION.labels(method, route).observe(seconds)
         if route not in ("/healthz", "/readyz"):
             _log.info(
                 "request.done",
                 request_id=req.context.request_id,
-                method=req.method,
+                method=method,
                 route=route,
                 status=resp.status_code,
                 seconds=round(seconds, 4),
             )
 
 
-def create_app(settings: Settings, deps: Deps | None = None) -> falcon.asgi.App[Any, Any]:
+def new_request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
+
+
+class Gateway(falcon.asgi.App[Any, Any]):
+    """Falcon's application with a deadline on every request's body (``deadline``)."""
+
+    def __init__(self, settings: Settings, middleware: Any) -> None:
+        super().__init__(middleware=middleware)
+        self._settings = settings
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # type: ignore[override]
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        uploading = scope["path"].rstrip("/") == UPLOADS_PATH
+        body = BodyWatch(receive, self._settings.upload_seconds if uploading else self._settings.request_seconds)
+        began = False
+
+        async def tell(event: Any) -> None:
+            nonlocal began
+            began = True
+            await send(event)
+
+        try:
+            await super().__call__(scope, body.receive, tell)
+        except Problem as late:  # raised by ``body`` before Falcon had a request, or under a stream
+            if not began:
+                await refuse(send, late, new_request_id())
+        await body.linger()
+
+
+def create_app(settings: Settings, deps: Deps | None = None) -> Gateway:
     """The ASGI application. Opens nothing until the server's lifespan starts.
 
+    Every request is answered by JSON, by a stream, or by a problem document, with its X-Request-Id.
     Raises ValueError when a route's responder declares no scope: such a route must not exist.
     """
     deps = deps or Deps.of(settings)
     middleware: Any = [RequestScope(), deps, Authenticator(lambda: deps.pool)]
-    app: falcon.asgi.App[Any, Any] = falcon.asgi.App(middleware=middleware)
+    app = Gateway(settings, middleware)
     app.req_options.strip_url_path_trailing_slash = True
     # A comma in a query value is part of the value, save where a list is asked for.
-    app.req_options.auto_parse_qs_csv = True
+    app.req_options.auto_parse_qs_csv = False
     multipart = falcon.media.MultipartFormHandler()
     multipart.parse_options.max_body_part_count = settings.max_files + 32
     app.req_options.media_handlers[falcon.MEDIA_MULTIPART] = multipart
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = falcon.media.JSONHandler(
         dumps=partial(orjson.dumps, option=orjson.OPT_UTC_Z), loads=orjson.loads
     )
-    errors.install(app)
+    errors.install(app, deps.heal)
     for path, resource_class in ROUTES:
         resource = resource_class() if resource_class is Healthz else resource_class(deps)
         for method in falcon.HTTP_METHODS:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+from psycopg_pool import PoolClosed
+
 from shared.broker import Publisher, WakeBroker, make_redis
 from shared.db import AsyncPool, open_async_pool
 from shared.settings import Settings
 from shared.storage import Storage, from_settings
 
+from . import multipart
 from .watch import Watcher
 
 __all__ = ["Deps"]
@@ -31,6 +35,7 @@ class Deps:
     _publisher: Publisher | None = None
     _watcher: Watcher | None = None
     _bell: asyncio.Task[None] | None = None
+    _healing: asyncio.Task[None] | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Deps:
@@ -51,6 +56,15 @@ class Deps:
         assert self._watcher is not None, "the gateway has not started"
         return self._watcher
 
+    def heal(self) -> None:
+        """Drop the pool's dead connections, all at once: after a restart of PostgreSQL each would cost a request."""
+        if self._healing is None or self._healing.done():
+            self._healing = asyncio.create_task(self._heal(), name="heal-pool")
+
+    async def _heal(self) -> None:
+        with contextlib.suppress(psycopg.Error, PoolClosed):
+            await self.pool.check()
+
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         url = self.settings.redis_url.get_secret_value()
         self._pool = await open_async_pool(
@@ -58,6 +72,7 @@ class Deps:
             size=self.settings.db_pool_size,
             application_name="gradeline-api",
         )
+        await asyncio.to_thread(multipart.sweep, self.settings)
         self._publisher = Publisher(WakeBroker(make_redis(url))).start()
         self._watcher = Watcher(url)
         self._watcher.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import falcon
@@ -17,7 +18,9 @@ from shared.jobs import InvalidSubmit
 from shared.storage import StorageUnavailable
 from shared.telemetry import sentry
 
-__all__ = ["Problem", "install", "not_found"]
+from .wording import field_errors, sentence
+
+__all__ = ["Problem", "install", "not_found", "problem_body"]
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +60,8 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    406: "Cannot be answered in that form",
+    408: "Too slow",
     409: "Conflict",
     413: "Too large",
     415: "Unsupported type",
@@ -85,30 +90,39 @@ _FALCON_CODES = {
     431: "request.headers_too_large",
 }
 
+# What Falcon's own errors say to people.
+_FALCON_DETAILS = {
+    404: "There is nothing at this address. The API is under /api/v1.",
+    405: "This address does not take that method; the Allow header lists those it takes.",
+}
+
 
 def not_found(what: str, param: str | None = None) -> Problem:
     """The same for an object of another tenant as for one that never was."""
     return Problem(404, "not_found", f"There is no {what} with that id that you may see.", param=param)
 
 
-def validation_problem(e: ValidationError, *, prefix: str = "") -> Problem:
+def validation_problem(e: ValidationError) -> Problem:
     """A pydantic error as a problem that names every field; never the values, which may be student work."""
-    errors = [
-        {"param": prefix + ".".join(str(p) for p in x["loc"]), "code": x["type"], "detail": x["msg"]}
-        for x in e.errors(include_url=False, include_input=False, include_context=False)
-    ][:50]
+    errors = field_errors(e)
     first = errors[0]
-    if any(x["code"] == "json_invalid" for x in errors):
-        return Problem(400, "request.malformed", "The body is not valid JSON.", errors=errors)
-    where = first["param"] or "the body"
-    return Problem(422, "request.invalid", f"{where}: {first['detail']}.", param=first["param"], errors=errors)
+    if first["code"] == "json_invalid":
+        # Its text is a place in the body ("… at line 1 column 5") and holds none of it.
+        return Problem(400, "request.malformed", f"The body is not valid JSON in UTF-8 ({first['detail']}).")
+    return Problem(
+        422, "request.invalid", sentence(first["param"], first["detail"]), param=first["param"] or None, errors=errors
+    )
+
+
+def problem_body(problem: dict[str, Any], request_id: str | None) -> bytes:
+    """The body of a problem answer (media type application/problem+json)."""
+    return orjson.dumps({**problem, "request_id": request_id})
 
 
 async def _serialize(req: falcon.asgi.Request, resp: falcon.asgi.Response, problem: dict[str, Any]) -> None:
-    problem["request_id"] = getattr(req.context, "request_id", None)
     resp.status = falcon.code_to_http_status(problem["status"])
     resp.content_type = "application/problem+json"
-    resp.data = orjson.dumps(problem)
+    resp.data = problem_body(problem, getattr(req.context, "request_id", None))
 
 
 async def _on_http_error(
@@ -121,7 +135,7 @@ async def _on_http_error(
         problem = Problem(
             status,
             _FALCON_CODES.get(status, "request.invalid"),
-            error.description or error.title or "The request failed.",
+            _FALCON_DETAILS.get(status) or error.description or error.title or "The request failed.",
         ).problem
     if error.headers is not None:
         resp.set_headers(error.headers)
@@ -143,7 +157,7 @@ async def _on_submit(
 async def _on_id(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, error: InvalidId, params: dict[str, Any], **_: Any
 ) -> None:
-    await _serialize(req, resp, Problem(404, "not_found", f"That is not an id of this kind: {error}.").problem)
+    await _serialize(req, resp, Problem(404, "not_found", f"There is nothing with that id: {error}.").problem)
 
 
 async def _on_down(
@@ -170,11 +184,20 @@ async def _on_surprise(
     )
 
 
-def install(app: falcon.asgi.App[Any, Any]) -> None:
-    """Register every handler. Later ones win in Falcon, so the most general come first."""
+def install(app: falcon.asgi.App[Any, Any], database_down: Callable[[], None]) -> None:
+    """Register every handler. ``database_down`` is called where PostgreSQL could not be asked."""
+
+    async def on_database_down(
+        req: falcon.asgi.Request, resp: falcon.asgi.Response, error: BaseException, params: dict[str, Any], **_: Any
+    ) -> None:
+        database_down()
+        await _on_down(req, resp, error, params)
+
+    # Later ones win in Falcon, so the most general come first.
     app.add_error_handler(Exception, _on_surprise)
-    for down in (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, StorageUnavailable):
-        app.add_error_handler(down, _on_down)
+    app.add_error_handler(StorageUnavailable, _on_down)
+    for down in (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout):
+        app.add_error_handler(down, on_database_down)
     app.add_error_handler(InvalidId, _on_id)
     app.add_error_handler(InvalidSubmit, _on_submit)
     app.add_error_handler(ValidationError, _on_validation)

@@ -1,6 +1,7 @@
 """Watching jobs: one Redis subscription a process says "look", each stream then reads Postgres.
 
-Pub/sub carries no content and no authority. Without Redis, streams look by themselves once a second.
+Pub/sub carries no content and no authority. Without Redis, streams look by themselves once a second; a lost note
+delays a stream by ``LOOK_SECONDS`` at most.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from uuid import UUID
 
 import redis.asyncio
 import structlog
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from shared.broker import LOOK_CHANNEL
 
@@ -28,7 +31,12 @@ class Watcher:
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.asyncio.Redis.from_url(
-            redis_url, socket_connect_timeout=2, socket_timeout=None, health_check_interval=15
+            redis_url,
+            socket_connect_timeout=2,
+            socket_timeout=None,
+            health_check_interval=15,
+            # By itself it would retry in silence, and streams would go on trusting a bell that cannot ring.
+            retry=Retry(NoBackoff(), 0),
         )
         self._watching: dict[UUID, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -78,10 +86,12 @@ class Watcher:
                     self.ring_all()  # what happened while we did not listen
                     async for message in pubsub.listen():
                         self._ring(message["data"])
-            except redis.RedisError as e:
-                if self.connected:
-                    _log.warning("watch.lost", error=type(e).__name__)
+            except Exception as e:  # whatever it was, the bell must ring again
+                known = isinstance(e, redis.RedisError | OSError)
+                if self.connected or not known:
+                    (_log.warning if known else _log.error)("watch.lost", error=type(e).__name__)
                 self.connected = False
+                self.ring_all()  # so that each stream turns to looking by itself
                 await asyncio.sleep(POLL_SECONDS)
 
     def _ring(self, data: bytes) -> None:

@@ -14,13 +14,24 @@ from pydantic import Field, model_validator
 from shared import ids
 from shared.contracts import GRADING_QUIZ, GivenAnswer, GradingPayload
 from shared.ids import IdKind, decode, encode
-from shared.jobs import NewJob, ParentEdge, Priority, Status, queries, submit_async
+from shared.jobs import InvalidSubmit, NewJob, ParentEdge, Priority, Status, queries, submit_async
 from shared.jobs.queries import Viewer
 from shared.jobs.views import API_PREFIX, job_json
 from shared.telemetry import metrics
 
 from ..auth import Caller, requires
-from ..body import EmailAddress, Metadata, RequestBody, StandardId, SubmissionId, WebhookUrl, read_body
+from ..body import (
+    EmailAddress,
+    Metadata,
+    Name,
+    PriorityName,
+    RequestBody,
+    StandardId,
+    StudentId,
+    SubmissionId,
+    WebhookUrl,
+    read_body,
+)
 from ..deps import Deps
 from ..errors import Problem, not_found
 from ..idempotency import IdempotencyKey, Replay
@@ -44,9 +55,9 @@ class NewGrading(RequestBody):
     standard_id: StandardId
     submission_id: SubmissionId | None = None
     answers: Annotated[dict[Annotated[str, Field(max_length=16)], _Answer], Field(max_length=300)] | None = None
-    student_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    student_id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
-    priority: Annotated[str, Field(pattern="^(high|normal|low)$")] = "normal"
+    student_name: Name | None = None
+    student_id: StudentId | None = None
+    priority: PriorityName = "normal"
     webhook_url: WebhookUrl | None = None
     notify_email: EmailAddress | None = None
     metadata: Metadata = Field(default_factory=dict)
@@ -139,7 +150,12 @@ class Gradings:
             notify_email=body.notify_email,
             parents=(ParentEdge(submission["job_id"]),) if submission is not None and reading else (),
         )
-        return await submit_async(conn, [job])
+        try:
+            return await submit_async(conn, [job])
+        except InvalidSubmit as e:
+            if e.param != "depends_on":
+                raise
+            raise _not_read() from None  # the reading ended, or its job was deleted, since we looked
 
     async def _submission(
         self, conn: psycopg.AsyncConnection[dict[str, Any]], viewer: Viewer, body: NewGrading
@@ -155,14 +171,18 @@ class Gradings:
         row = await cursor.fetchone()
         if row is None or row["org_id"] != viewer.org_id:
             raise Problem(422, "submission.unknown", "There is no such submission.", param="submission_id")
-        if row["status"] == "reading" and row["job_status"] in (Status.FAILED, Status.CANCELLED):
-            raise Problem(
-                422,
-                "submission.not_read",
-                f"The submission could not be read (its reading has {row['job_status']}). Upload the file again.",
-                param="submission_id",
-            )
+        if row["status"] == "reading" and row["job_status"] in (None, Status.FAILED, Status.CANCELLED):
+            raise _not_read()
         return row
+
+
+def _not_read() -> Problem:
+    return Problem(
+        422,
+        "submission.not_read",
+        "The submission could not be read, or its reading was cancelled. Upload the file again.",
+        param="submission_id",
+    )
 
 
 class Grading:

@@ -10,7 +10,10 @@ from uuid import UUID
 import falcon
 import falcon.asgi
 import orjson
+import psycopg
+import structlog
 from falcon.asgi import SSEvent
+from psycopg_pool import PoolTimeout
 
 from shared.jobs import TERMINAL, queries
 from shared.jobs.views import event_json
@@ -25,6 +28,7 @@ __all__ = ["JobEvents"]
 # A comment line keeps proxies from closing a quiet stream.
 PING_SECONDS = 15.0
 _PAGE = 500
+_log = structlog.get_logger(__name__)
 
 
 class JobEvents:
@@ -38,6 +42,8 @@ class JobEvents:
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, job_id: str) -> None:
         after = _last_event_id(req)
         row = await find_job(self._deps, req.context.caller, job_id)
+        # An id beyond the last event would wait for events that never come.
+        after = min(after, row["event_seq"])
         if row["status"] in TERMINAL and after >= row["event_seq"]:
             resp.status = falcon.HTTP_204
             return
@@ -47,13 +53,20 @@ class JobEvents:
 
     async def _stream(self, job_id: UUID, after: int) -> AsyncIterator[SSEvent | None]:
         sent_at = time.monotonic()
+        # The server sends the answer's head with the first piece of its body: a quiet job's stream must open too.
+        yield None
         async with self._deps.watcher.watching(job_id) as bell:
             while True:
                 bell.clear()
-                async with self._deps.pool.connection() as conn:
-                    rows = await (
-                        await conn.execute(queries.EVENTS, {"job_id": job_id, "after": after, "limit": _PAGE})
-                    ).fetchall()
+                try:
+                    async with self._deps.pool.connection() as conn:
+                        rows = await (
+                            await conn.execute(queries.EVENTS, {"job_id": job_id, "after": after, "limit": _PAGE})
+                        ).fetchall()
+                except (psycopg.OperationalError, PoolTimeout) as e:
+                    # The answer has begun, so it cannot become a 503: end it, and the client resumes where it was.
+                    _log.warning("events.backend_down", error=type(e).__name__)
+                    return
                 for row in rows:
                     after = row["seq"]
                     sent_at = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -60,10 +60,10 @@ class Job:
         job = job_json(await find_job(self._deps, req.context.caller, job_id))
         body = orjson.dumps(job, option=orjson.OPT_UTC_Z)
         # Everything shown is in the body, so its hash is a strong validator.
-        resp.etag = hashlib.blake2b(body, digest_size=12).hexdigest()
+        etag = resp.etag = hashlib.blake2b(body, digest_size=12).hexdigest()
         if not job["done"]:
             resp.set_header("Retry-After", str(POLL_SECONDS))
-        if req.if_none_match and resp.etag in (str(t).strip('"') for t in req.if_none_match):
+        if req.if_none_match and any(str(t).strip('"') in (etag, "*") for t in req.if_none_match):
             resp.status = falcon.HTTP_304
             return
         resp.content_type = falcon.MEDIA_JSON
@@ -95,7 +95,7 @@ class JobResult:
             raise Problem(
                 409,
                 "job.not_done",
-                f"The job is {job['status']}; its result is there when it has completed.",
+                f"The job is {job['status']}; its result is there once it has completed.",
                 headers={"Retry-After": str(POLL_SECONDS)},
             )
         if row["status"] != Status.COMPLETED:
@@ -112,49 +112,51 @@ class JobResult:
 async def _cancel(deps: Deps, req: falcon.asgi.Request, resp: falcon.asgi.Response, job_id: str) -> None:
     caller: Caller = req.context.caller
     row = await find_job(deps, caller, job_id)
-    reason = req.get_param("reason")
+    reason = req.get_param("reason") or ""
     async with deps.pool.connection() as conn, conn.transaction():
         moved = await cancel_async(
             conn,
             [row["id"]],
             member_id=caller.viewer.member_id,
             actor=caller.actor,
-            reason=reason[:200] if reason else None,
+            reason="".join(c for c in reason if c.isprintable())[:200] or None,
         )
     deps.publisher.moved(moved)
     after = job_json(await find_job(deps, caller, job_id))
     if not moved.jobs and after["status"] != Status.CANCELLED:
-        raise Problem(409, "job.already_done", f"The job has {after['status']} already and cannot be cancelled.")
+        raise Problem(409, "job.already_done", f"The job has already {after['status']}, so it cannot be cancelled.")
     resp.media = after
 
 
 def _filter(req: falcon.asgi.Request) -> queries.JobFilter:
     """Raises Problem naming the query parameter."""
     statuses = []
-    for wanted in req.get_param_as_list("status") or []:
+    for wanted in req.get_param_as_list("status", delimiter=",") or []:
         try:
             statuses.append(Status(wanted))
         except ValueError:
             raise _bad("status", f"must be one of {', '.join(Status)}") from None
     type_ = req.get_param("type")
-    if type_ is not None and type_ not in {t.name for t in JOB_TYPES.all()}:
-        raise _bad("type", f"must be one of {', '.join(t.name for t in JOB_TYPES.all())}")
+    known = [t.name for t in JOB_TYPES.all()]
+    if type_ is not None and type_ not in known:
+        raise _bad("type", f"must be one of {', '.join(known)}")
     priority = None
     text: str | None
     if (text := req.get_param("priority")) is not None:
         try:
             priority = Priority.of(text)
-        except ValueError as e:
-            raise _bad("priority", str(e).removeprefix("priority ")) from None
+        except ValueError:
+            raise _bad("priority", f"must be one of {', '.join(p.label for p in Priority)}") from None
     batch: UUID | None = None
     if (text := req.get_param("batch_id")) is not None:
         try:
             batch = decode(IdKind.BATCH, text)
-        except InvalidId as e:
-            raise _bad("batch_id", str(e)) from None
+        except InvalidId:
+            raise _bad("batch_id", "must be the id of a batch, bat_…") from None
     return queries.JobFilter(
         statuses=statuses,
-        type=type_,
+        # Mails and webhooks that jobs owe are jobs too; they are listed when asked for by type.
+        types=[type_] if type_ is not None else [t.name for t in JOB_TYPES.all() if t.public],
         batch_id=batch,
         priority=priority,
         created_after=_time(req, "created_after"),
@@ -166,13 +168,17 @@ def _time(req: falcon.asgi.Request, name: str) -> datetime | None:
     text = req.get_param(name)
     if text is None:
         return None
+    # A plus sign that was not escaped arrives as a space: "…T08:00:00 01:00".
+    if "T" in text:
+        text = text.replace(" ", "+")
     try:
         value = datetime.fromisoformat(text)
-    except ValueError:
-        value = None
-    if value is None or value.tzinfo is None:
-        raise _bad(name, "must be a time with its zone, for example 2026-01-31T08:00:00Z")
-    return value
+        if value.tzinfo is not None:
+            # PostgreSQL takes fewer zones than Python does; all of them in UTC.
+            return value.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise _bad(name, "must be a time with its zone, for example 2026-01-31T08:00:00Z")
 
 
 def _bad(param: str, rule: str) -> Problem:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
 import falcon
 import falcon.asgi
 import psycopg
 from psycopg.types.json import Jsonb
-from pydantic import Field
+from pydantic import model_validator
 
 from shared import ids
 from shared.contracts import AnswerKey
@@ -18,7 +18,7 @@ from shared.jobs.queries import Viewer
 from shared.jobs.views import API_PREFIX
 
 from ..auth import requires
-from ..body import RequestBody, read_body
+from ..body import Name, RequestBody, read_body
 from ..deps import Deps
 from ..errors import not_found
 from ..idempotency import IdempotencyKey, Replay
@@ -26,17 +26,21 @@ from ..pages import page, page_request
 
 __all__ = ["Standard", "Standards", "current_version"]
 
-_Name = Annotated[str, Field(min_length=1, max_length=200)]
-
 
 class NewStandard(RequestBody):
-    name: _Name
+    name: Name
     key: AnswerKey
 
 
 class StandardPatch(RequestBody):
-    name: _Name | None = None
+    name: Name | None = None
     key: AnswerKey | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> StandardPatch:
+        if self.name is None and self.key is None:
+            raise ValueError("give a new name, a new key, or both")
+        return self
 
 
 _INSERT = """
@@ -71,9 +75,12 @@ def _get(viewer: Viewer, standard_id: UUID) -> tuple[str, dict[str, Any]]:
 async def current_version(
     conn: psycopg.AsyncConnection[dict[str, Any]], viewer: Viewer, standard_id: UUID
 ) -> int | None:
-    """The version that new gradings use; None for a standard the viewer may not see."""
+    """The version that new gradings use; None for a standard that is not of the viewer's own organisation.
+
+    Super admins see all standards, but a grading belongs to one organisation and so must its key.
+    """
     row = await (await conn.execute(*_get(viewer, standard_id))).fetchone()
-    return row["version"] if row else None
+    return row["version"] if row and row["org_id"] == viewer.org_id else None
 
 
 def standard_json(row: dict[str, Any], *, with_key: bool = True) -> dict[str, Any]:

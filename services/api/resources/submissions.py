@@ -14,7 +14,7 @@ from shared.jobs.views import API_PREFIX
 
 from ..auth import requires
 from ..deps import Deps
-from ..errors import not_found
+from ..errors import Problem, not_found
 from ..pages import page, page_request
 
 __all__ = ["Document", "Submission", "Submissions"]
@@ -71,6 +71,15 @@ def _encode_text(kind: IdKind, uuid_text: str) -> str:
     return encode(kind, UUID(uuid_text))
 
 
+def _flag(req: falcon.asgi.Request, name: str) -> bool | None:
+    text = req.get_param(name)
+    if text is None:
+        return None
+    if text not in ("true", "false"):
+        raise Problem(422, "request.invalid", f"{name} must be true or false.", param=name)
+    return bool(text == "true")
+
+
 class Submissions:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
@@ -79,7 +88,7 @@ class Submissions:
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         viewer: Viewer = req.context.caller.viewer
         before, limit = page_request(req, IdKind.SUBMISSION)
-        review = req.get_param_as_bool("needs_review")
+        review = _flag(req, "needs_review")
         where = [viewer.condition("s")]
         if before is not None:
             where.append("s.id < %(before)s")

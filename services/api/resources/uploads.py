@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any, Literal
 from uuid import UUID
 
 import falcon
 import falcon.asgi
 import psycopg
-from pydantic import AwareDatetime, Field
+from pydantic import ValidationError
 
 from shared import ids
 from shared.contracts import GRADING_QUIZ, OCR_DOCUMENT, GradingPayload, OcrPayload, OcrProvider
@@ -21,7 +23,7 @@ from shared.media import EXTENSIONS
 from shared.telemetry import metrics
 
 from ..auth import Caller, requires
-from ..body import EmailAddress, RequestBody, StandardId, WebhookUrl
+from ..body import EmailAddress, Name, PriorityName, RequestBody, RunAt, StandardId, StudentId, WebhookUrl
 from ..deps import Deps
 from ..errors import Problem, not_found
 from ..idempotency import IdempotencyKey, Replay
@@ -37,14 +39,14 @@ class UploadFields(RequestBody):
     """The form fields beside ``files``."""
 
     ocr_provider: OcrProvider = "local"
-    priority: Annotated[str, Field(pattern="^(high|normal|low)$")] = "normal"
-    purpose: Annotated[str, Field(pattern="^submission$")] = "submission"
+    priority: PriorityName = "normal"
+    purpose: Literal["submission"] = "submission"
     webhook_url: WebhookUrl | None = None
     notify_email: EmailAddress | None = None
-    run_at: AwareDatetime | None = None
+    run_at: RunAt | None = None
     standard_id: StandardId | None = None
-    student_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    student_id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    student_name: Name | None = None
+    student_id: StudentId | None = None
 
 
 _INSERT_DOCUMENT = """
@@ -66,7 +68,7 @@ class Uploads:
         caller: Caller = req.context.caller
         viewer = caller.viewer
         key = IdempotencyKey(req, viewer)
-        async with receive(req, self._deps.settings) as form:
+        async with _counted(), receive(req, self._deps.settings) as form:
             fields = _fields(form)
             key.seal([fields.model_dump_json().encode(), *(p for f in form.files for p in (f.name.encode(), f.sha256))])
             version = await self._before(viewer, key, fields)
@@ -74,7 +76,7 @@ class Uploads:
                 batch_id = version.resource_id
                 resp.set_header("Idempotent-Replayed", "true")
             else:
-                batch_id = await self._store_and_accept(viewer, key, form, fields, version, resp)
+                batch_id = await _to_the_end(self._store_and_accept(viewer, key, form, fields, version, resp))
         async with self._deps.pool.connection() as conn:
             batch = await load_batch(conn, viewer, batch_id)
         if batch is None:
@@ -107,7 +109,11 @@ class Uploads:
         version: int | None,
         resp: falcon.asgi.Response,
     ) -> UUID:
-        """Files first, then one transaction. A crash in between leaves files that no row names, never the reverse."""
+        """Files first, then one transaction. A crash in between leaves files that no row names, never the reverse.
+
+        Files of a refused request are deleted, unless the connection broke during the commit: then nobody knows
+        whether rows name them, and they stay.
+        """
         documents = [_document(viewer, f) for f in form.files]
         storage = self._deps.storage
         stored: list[str] = []
@@ -118,18 +124,18 @@ class Uploads:
                 stored.append(document["storage_key"])
 
         batch_id = ids.new_uuid()
-        kept = False
+        committing = False
         try:
             await asyncio.to_thread(put)
             async with self._deps.pool.connection() as conn, conn.transaction():
                 accepted = await self._accept(conn, viewer, batch_id, documents, fields, version)
                 await key.keep(conn, batch_id)
-            kept = True
+                committing = True
         except Replay as replay:  # a twin of this request was faster
             resp.set_header("Idempotent-Replayed", "true")
             return replay.resource_id
         finally:
-            if not kept and stored:
+            if stored and not committing:
                 await asyncio.to_thread(storage.delete, stored)
         self._deps.publisher.wake(accepted.wakes)
         metrics.UPLOADS_BYTES.inc(sum(f.size for f in form.files))
@@ -209,6 +215,25 @@ class Uploads:
         if gradings:
             await cursor.executemany(INSERT_GRADING, gradings)
         return await submit_async(conn, jobs)
+
+
+@contextlib.asynccontextmanager
+async def _counted() -> AsyncIterator[None]:
+    try:
+        yield
+    except (Problem, ValidationError):
+        metrics.UPLOADS_FILES.labels("refused").inc()
+        raise
+
+
+async def _to_the_end(work: Coroutine[Any, Any, UUID]) -> UUID:
+    """``work``, finished even when the client hangs up and the server cancels us: half of it is worth nothing."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _fields(form: Form) -> UploadFields:
