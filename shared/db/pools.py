@@ -40,6 +40,8 @@ def _kwargs(application_name: str) -> dict[str, Any]:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        # A server that vanishes in the middle of a statement is given up after this, not after the kernel's 15 min.
+        "tcp_user_timeout": 15_000,
         # Prepare at the second use: the hot statements are few and large.
         "prepare_threshold": 1,
         # A custom plan costs about 1 ms for the claim; the generic one is as good.

@@ -168,3 +168,8 @@ def test_a_finished_grading_shows_its_marks(teacher: Person, standard: str, db: 
     assert (shown["status"], shown["points"], shown["max_points"], shown["percentage"]) == ("graded", 2, 3, 66.7)
     assert shown["needs_review"] is True
     assert shown["marks"] == [{"question_id": "1", "points": 2}]
+
+
+def test_an_answer_to_no_question_is_refused_by_its_id(teacher: Person, standard: str) -> None:
+    answer = grade(teacher, standard_id=standard, answers={"1": "A", "99": "lost?"})
+    assert problem(answer, 422, "grading.unknown_question")["param"] == "answers.99"

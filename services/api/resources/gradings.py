@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -112,6 +113,7 @@ class Gradings:
         grading_id = ids.new_uuid()
         answers = None
         if body.answers is not None:
+            await _known_questions(conn, standard_id, version, body.answers)
             answers = Jsonb(
                 [GivenAnswer(question_id=q, text=t).model_dump(mode="json") for q, t in body.answers.items()]
             )
@@ -183,6 +185,26 @@ def _not_read() -> Problem:
         "The submission could not be read, or its reading was cancelled. Upload the file again.",
         param="submission_id",
     )
+
+
+async def _known_questions(
+    conn: psycopg.AsyncConnection[dict[str, Any]], standard_id: UUID, version: int, answers: Mapping[str, str]
+) -> None:
+    """An answer to a question that the key does not have would be lost without a word. Raises Problem naming it."""
+    cursor = await conn.execute(
+        """select q ->> 'id' as id from standard_versions v, jsonb_array_elements(v.key -> 'questions') q
+            where v.standard_id = %(id)s and v.version = %(version)s""",
+        {"id": standard_id, "version": version},
+    )
+    known = {row["id"].casefold() for row in await cursor.fetchall()}
+    for question in answers:
+        if question.casefold() not in known:
+            raise Problem(
+                422,
+                "grading.unknown_question",
+                f"The standard has no question {question!r}. Its questions are listed at GET /standards/{{id}}.",
+                param=f"answers.{question}",
+            )
 
 
 class Grading:
