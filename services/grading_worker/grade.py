@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from shared.contracts import AnswerKey, GivenAnswer, QuestionMark, QuizResult
 
-from .kinds import grade, kind_of
+from .kinds import grade, kind_of, never
 
 __all__ = ["grade_quiz"]
 
@@ -21,19 +21,21 @@ def grade_quiz(
     submission_id: str | None = None,
     student_name: str | None = None,
     on_question: Callable[[int, int], None] | None = None,
+    check: Callable[[], None] = never,
 ) -> QuizResult:
     """The marks in the order of the key, and their sum.
 
     ``answers`` by question id as the key writes it. ``None``, or no entry: the question was not found,
     which is marked ``unreadable`` and reviewed. An empty text is a blank. ``on_question`` is called
-    with (number, of how many) before each. ``percentage`` is 0–100 with one decimal.
+    with (number, of how many) before each; ``check`` all along, to raise when this is to stop.
+    ``percentage`` is 0–100 with one decimal.
     """
     marks = []
     for number, question in enumerate(key.questions, start=1):
         if on_question is not None:
             on_question(number, len(key.questions))
         given = answers.get(question.id)
-        mark = grade(question, given, key)
+        mark = grade(question, given, key, check)
         marks.append(
             QuestionMark(
                 question_id=question.id,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shared.contracts import AnswerKey, GivenAnswer, Page, Question
 
-from .kinds import kind_of
+from .kinds import kind_of, never
 from .locating.block import Printed, answer_in_block
 from .locating.fragments import Fragment, Piece, answer_from, reading_order
 from .locating.starts import Heads, Start, find_starts
@@ -32,15 +32,17 @@ class Located:
     answer: GivenAnswer | None
 
 
-def locate(key: AnswerKey, pages: Iterable[Page]) -> tuple[Located, ...]:
+def locate(key: AnswerKey, pages: Iterable[Page], check: Callable[[], None] = never) -> tuple[Located, ...]:
     """One Located for each question, in the order of the key. Never raises for any reading.
 
-    Work is bounded: at most ``MAX_LINES`` lines of ``MAX_LINE`` characters are looked at.
+    Work is bounded: at most ``MAX_LINES`` lines of ``MAX_LINE`` characters are looked at. That can still be
+    half a minute for prompts of 4000 characters, so ``check`` is called every few milliseconds of it and may raise.
     """
     pages = list(pages)
     heads = Heads(key)
-    fragments = _split_runs(key, heads, reading_order(pages, heads.numbered))
-    starts = find_starts(key, fragments)
+    fragments = _split_runs(key, heads, reading_order(pages, heads.numbered, check))
+    check()
+    starts = find_starts(key, fragments, check)
     confidence = {p.number: p.confidence for p in pages}
     begun = sorted((s.index, i) for i, s in enumerate(starts) if s is not None)
     ends = {i: (begun[n + 1][0] if n + 1 < len(begun) else len(fragments)) for n, (_, i) in enumerate(begun)}
@@ -50,18 +52,22 @@ def locate(key: AnswerKey, pages: Iterable[Page]) -> tuple[Located, ...]:
         if start is None:
             out.append(Located(question.id, False, None))
             continue
-        answer = _answer(question, start, fragments[start.index : ends[i]], confidence)
+        answer = _answer(question, start, fragments[start.index : ends[i]], confidence, check)
         out.append(Located(question.id, True, answer))
     return tuple(out)
 
 
 def _answer(
-    question: Question, start: Start, block: Sequence[Fragment], page_confidence: dict[int, float]
+    question: Question,
+    start: Start,
+    block: Sequence[Fragment],
+    page_confidence: dict[int, float],
+    check: Callable[[], None],
 ) -> GivenAnswer:
     kind = kind_of(question)
     pieces = [Piece(f, start.offset if n == 0 else 0, len(f.text)) for n, f in enumerate(block)]
     printed = Printed(question.prompt, kind.printed(question))
-    text, used, marked = answer_in_block(pieces, printed, one_line=kind.one_line)
+    text, used, marked = answer_in_block(pieces, printed, one_line=kind.one_line, check=check)
     if not used:
         first = block[0]
         return GivenAnswer(

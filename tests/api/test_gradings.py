@@ -172,4 +172,4 @@ def test_a_finished_grading_shows_its_marks(teacher: Person, standard: str, db: 
 
 def test_an_answer_to_no_question_is_refused_by_its_id(teacher: Person, standard: str) -> None:
     answer = grade(teacher, standard_id=standard, answers={"1": "A", "99": "lost?"})
-    assert problem(answer, 422, "grading.unknown_question")["param"] == "answers.99"
+    problem(answer, 422, "grading.unknown_question", "answers.99")

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from services.grading_worker.grade import grade_quiz
-from services.grading_worker.kinds import grade
+from services.grading_worker.kinds import REVIEW_BELOW, grade
 from services.grading_worker.locate import locate
 from shared.contracts import GivenAnswer
 from tests.grading_worker.sheets import given, key_of, line, page
@@ -38,6 +38,10 @@ def test_points_stay_within_bounds_and_nothing_raises(text: str, confidence: flo
     assert mark.feedback.endswith((".", "!"))
     if mark.points and confidence < 0.6:
         assert mark.needs_review
+    assert mark.needs_review or mark.confidence >= REVIEW_BELOW
+    if mark.review_reason is not None:
+        assert mark.review_reason.endswith(".")
+        assert mark.review_reason[0].isupper()
 
 
 @settings(max_examples=150, deadline=2000)

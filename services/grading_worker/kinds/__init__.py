@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from shared.contracts import AnswerKey, GivenAnswer, Question
 
-from .base import Kind, Mark, Verdict
+from .base import REVIEW_BELOW, Kind, Mark, Verdict, never
 
-__all__ = ["Kind", "Mark", "UnknownKind", "Verdict", "grade", "kind_of", "kinds"]
+__all__ = ["REVIEW_BELOW", "Kind", "Mark", "UnknownKind", "Verdict", "grade", "kind_of", "kinds", "never"]
 
 
 class UnknownKind(LookupError):
@@ -45,9 +46,10 @@ def kind_of(question: Question) -> Kind[Any]:
         raise UnknownKind(question.kind) from None
 
 
-def grade(question: Question, answer: GivenAnswer | None, key: AnswerKey) -> Mark:
+def grade(question: Question, answer: GivenAnswer | None, key: AnswerKey, check: Callable[[], None] = never) -> Mark:
     """The mark for one answer; ``None`` when the question was not found on the pages.
 
-    Never raises for any answer text. Raises UnknownKind.
+    Never raises for any answer text. Raises UnknownKind, and what ``check`` raises: it is called often
+    enough that the most hostile key stops within a second.
     """
-    return kind_of(question).grade(question, answer, key)
+    return kind_of(question).grade(question, answer, key, check)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from services.grading_worker.wording import MatchQuality, best_match, find_phrase, tokens
 from services.grading_worker.wording.confusables import LETTER_LOOKALIKES
 
-__all__ = ["Chosen", "option_lines", "read_choice"]
+__all__ = ["SEVERAL", "Chosen", "option_lines", "read_choice"]
 
 _LEAD = re.compile(
     r"^(?:(?:the|my|die|la|le|el)\s+)?(?:answer|option|choice|letter|antwort|réponse|respuesta|lösung)\b"
     r"(?:\s+(?:is|ist|est|es))?\s*[:=]?\s+",
     re.IGNORECASE,
 )
+# The doubt where several options are written out. It is none where several are asked for.
+SEVERAL = "Several options are named."
 _TICKS = re.compile(r"[✓✔☑✗✘☒×_…]+|\[\s*[xX]?\s*\]|\(\s*\)")
 # Cyrillic and Greek capitals that look exactly like Latin ones: a matter of keyboard or reader, not of meaning.
 _SAME_SHAPE = str.maketrans("АВСЕНКМОРТХаесорхΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABCEHKMOPTXaecopxABEZHIKMNOPTX")
@@ -57,20 +59,20 @@ def read_choice(text: str, options: Mapping[str, str], *, was_read: bool) -> Cho
         if named and len(named) == len(parts):
             return _merge(named, options)
         if named and len(parts) <= 8:
-            return _with_doubt(_merge(named, options), "part of the answer names no option")
+            return _with_doubt(_merge(named, options), "Part of the answer names none of the options.")
     run = _run(text, labels)
     if run is not None:
         return run
     lead = re.match(r"^[(\[]?\s*([^\s).:\]]{1,8})\s*[).:\]]\s*\S", text)
     if lead and lead[1].casefold() in labels:
-        return Chosen((labels[lead[1].casefold()],), 0.7, doubt="the letter and the words beside it differ")
+        return Chosen((labels[lead[1].casefold()],), 0.7, doubt="The letter and the words beside it do not agree.")
     words = tokens(text)
     hits = [
         label for label, option in options.items()
         if len("".join(tokens(option))) > 2 and find_phrase(words, option, lenient=True, was_read=was_read)
     ]  # fmt: skip
     if hits:
-        return Chosen(tuple(hits), 0.75, by_text=True, doubt=None if len(hits) == 1 else "several options are named")
+        return Chosen(tuple(hits), 0.75, by_text=True, doubt=None if len(hits) == 1 else SEVERAL)
     alike = _lookalike(text, labels)
     return alike or Chosen((), 0.8)
 
@@ -111,7 +113,7 @@ def _run(text: str, labels: dict[str, str]) -> Chosen | None:
     # A lower-case run may be a word ("bad", "ace"): a person looks.
     word = len(letters) > 2 and text.islower() and " " not in text
     named = tuple(label for low, label in labels.items() if low in {c.casefold() for c in letters})
-    return Chosen(named, 0.7 if word else 0.95, doubt="the letters may be a word" if word else None)
+    return Chosen(named, 0.7 if word else 0.95, doubt="The letters may be a word and no choice." if word else None)
 
 
 def _lookalike(text: str, labels: dict[str, str]) -> Chosen | None:

@@ -1,37 +1,63 @@
 """The one interface of a kind of question, and what holds for all kinds.
 
 A kind judges the text of an answer. How sure the reading was, blanks, missing questions and
-overlong texts are dealt with here, once.
+overlong texts are dealt with here, once, and so is which marks a person looks at.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from shared.contracts import AnswerKey, GivenAnswer, MatchKind, Question
 
-__all__ = ["POOR_READING", "Answer", "Kind", "Mark", "Verdict", "number_text", "points_text"]
+__all__ = [
+    "POOR_READING",
+    "REVIEW_BELOW",
+    "Answer",
+    "Kind",
+    "Mark",
+    "Verdict",
+    "never",
+    "number_text",
+    "points_text",
+    "quoted",
+]
 
 Q = TypeVar("Q", bound=Question)
 
 # A reading less sure than this is never counted without a person looking at it.
 POOR_READING = 0.6
-# A mark less sure than this is looked at, whatever the reason.
-_UNSURE = 0.5
+# Every mark less sure than this is looked at by a person, and says why.
+REVIEW_BELOW = 0.7
 # Characters of an answer that are judged; what comes after is left to a person.
 MAX_JUDGED = 4000
 _QUOTED = 60
 
 
+def never() -> None:
+    """The ``check`` of a caller that is never interrupted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as a kind sees it: stripped, bounded, not empty. ``was_read``: it comes out of an image."""
+    """An answer as a kind sees it: stripped, bounded, not empty. ``was_read``: it comes out of an image.
+
+    ``check`` raises when the job is to stop: what compares with many forms takes them through ``against``.
+    """
 
     text: str
     confidence: float
     was_read: bool
+    check: Callable[[], None] = never
+
+    def against(self, forms: Iterable[str]) -> Iterator[str]:
+        """``forms``, one after the other, until the job is to stop."""
+        for form in forms:
+            self.check()
+            yield form
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +65,7 @@ class Verdict:
     """What a kind says of an answer.
 
     ``share`` of the points in [0, 1]. ``confidence`` that a careful teacher would give this share to
-    this text, taking the reading as right. ``doubt``: why a person should look, in any case.
+    this text, taking the reading as right. ``doubt``: a sentence that says why a person should look, in any case.
     ``altered``: the text had to be read otherwise than it stands (look-alikes) to be judged so.
     """
 
@@ -53,7 +79,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A finished mark. ``points`` in [0, max]; ``confidence`` that a careful teacher would give them."""
+    """A finished mark. ``points`` in [0, max]; ``confidence`` that a careful teacher would give them.
+
+    ``review_reason``: sentences for the teacher; there is one wherever ``confidence`` is below REVIEW_BELOW.
+    """
 
     points: float
     match: MatchKind
@@ -90,22 +119,29 @@ class Kind(ABC, Generic[Q]):
         """The answer that a tick beside the printed line ``printed`` stands for."""
         return printed
 
-    def grade(self, question: Q, answer: GivenAnswer | None, key: AnswerKey) -> Mark:
-        """The mark: the verdict weighed with how sure the reading was. ``None``: the question was not found."""
+    def grade(self, question: Q, answer: GivenAnswer | None, key: AnswerKey, check: Callable[[], None] = never) -> Mark:
+        """The mark: the verdict weighed with how sure the reading was. ``None``: the question was not found.
+
+        Raises nothing but what ``check`` raises, which is called often enough to stop within a second.
+        """
         expected = self.expected(question, key)
         if answer is None:
             return Mark(
                 0.0, "unreadable", "Your answer could not be found on the page. Your teacher will look at it.",
-                expected, 0.2, "the question was not found on the pages",
+                expected, 0.2, "The question was not found on the pages.",
             )  # fmt: skip
         text = answer.text.strip()
         if not any(c.isalnum() or c in _MEANINGFUL for c in text):
             poor = answer.confidence < POOR_READING
-            reason = f"no answer was read, but the page was hard to read ({answer.confidence:.2f})" if poor else None
+            reason = (
+                f"No answer was read, but the page was hard to read (reading confidence {answer.confidence:.2f})."
+                if poor
+                else None
+            )
             return Mark(
                 0.0, "blank", "No answer was given.", expected, 0.5 if poor else 0.5 + 0.45 * answer.confidence, reason
             )
-        verdict = self.judge(question, Answer(text[:MAX_JUDGED], answer.confidence, answer.confidence < 1), key)
+        verdict = self.judge(question, Answer(text[:MAX_JUDGED], answer.confidence, answer.confidence < 1, check), key)
         return _weigh(question.points, verdict, answer, text, expected)
 
 
@@ -119,28 +155,38 @@ def _weigh(points: float, verdict: Verdict, answer: GivenAnswer, text: str, expe
     if answer.confidence < 1:
         confidence *= 0.5 + 0.5 * answer.confidence if verdict.share == 0 else 0.75 + 0.25 * answer.confidence
     reasons = [verdict.doubt] if verdict.doubt else []
-    read_as = f"read as “{_quote(text)}” ({answer.confidence:.2f})"
-    if verdict.altered or answer.confidence < POOR_READING:
-        reasons.insert(0, read_as)
+    read_as = f"“{_quote(text)}” (reading confidence {answer.confidence:.2f})"
+    if answer.confidence < POOR_READING:
+        reasons.insert(0, f"Hard to read; taken as {read_as}.")
         confidence = min(confidence, 0.6)
-    elif not reasons and confidence < _UNSURE:
-        reasons.append(f"the mark is not certain; {read_as}")
+    if verdict.altered:
+        reasons.insert(0, f"Marked as if look-alike characters had been mixed up in {read_as}.")
+        confidence = min(confidence, 0.6)
+    confidence = round(min(1.0, max(0.0, confidence)), 3)
+    if not reasons and confidence < REVIEW_BELOW:
+        reasons.append(f"The mark is not certain ({confidence:.2f}); the answer was taken as {read_as}.")
     if len(text) > MAX_JUDGED:
-        reasons.append(f"only the first {MAX_JUDGED} characters were marked")
+        reasons.append(f"Only the first {MAX_JUDGED} characters were marked.")
     share = min(1.0, max(0.0, verdict.share))
     return Mark(
         round(points * share, 4),
         verdict.match,
         verdict.feedback,
         expected,
-        round(min(1.0, max(0.0, confidence)), 3),
-        "; ".join(reasons) or None,
+        confidence,
+        " ".join(reasons) or None,
     )
 
 
 def _quote(text: str) -> str:
     one_line = " ".join(text.split())
     return one_line if len(one_line) <= _QUOTED else one_line[: _QUOTED - 1] + "…"
+
+
+def quoted(texts: Sequence[str], most: int = 5) -> str:
+    """“a”, “b” and 3 more: texts of the key in a sentence, each cut to one short line."""
+    shown = ", ".join(f"“{_quote(t)}”" for t in texts[:most])
+    return f"{shown} and {len(texts) - most} more" if len(texts) > most else shown
 
 
 def number_text(value: float) -> str:

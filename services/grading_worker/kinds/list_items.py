@@ -26,10 +26,13 @@ class ListKind(Kind[ListQuestion]):
         return f"{text} (in this order)" if question.ordered else text
 
     def judge(self, question: ListQuestion, answer: Answer, key: AnswerKey) -> Verdict:
-        given = split_items(answer.text, question.items, was_read=answer.was_read)
+        given = split_items(answer, question.items)
         needed = question.required or len(question.items)
         qualities = [
-            [best_match(g, forms, lenient=True, was_read=answer.was_read).quality for forms in question.items]
+            [
+                best_match(g, answer.against(forms), lenient=True, was_read=answer.was_read).quality
+                for forms in question.items
+            ]
             for g in given
         ]
         pairs = _in_order(qualities) if question.ordered else _assign(qualities)
@@ -41,9 +44,9 @@ class ListKind(Kind[ListQuestion]):
         near = any(max(row, default=0) is MatchQuality.NEAR for g, row in enumerate(qualities) if g not in matched)
         doubt: str | None = None
         if hits < needed and near:
-            doubt = "an item is almost an accepted one"
+            doubt = "An item is almost an accepted one."
         elif len(given) > needed and hits < len(given) and hits:
-            doubt = "more items are given than asked for" if len(given) > needed + 1 or hits < needed else None
+            doubt = "More items are given than asked for." if len(given) > needed + 1 or hits < needed else None
         sure = 0.97 - 0.1 * slips - (0.3 if altered or doubt else 0)
         if hits == needed:
             match: MatchKind = (
@@ -62,7 +65,7 @@ class ListKind(Kind[ListQuestion]):
         return Verdict(hits / needed, "partial", feedback, min(sure, 0.88), doubt, altered)
 
 
-def split_items(text: str, items: tuple[tuple[str, ...], ...], *, was_read: bool) -> list[str]:
+def split_items(answer: Answer, items: tuple[tuple[str, ...], ...]) -> list[str]:
     """The items of a written list, at most MAX_ITEMS.
 
     Lines, bullets, commas and semicolons always part; "and", "/" and plain spaces part only what is
@@ -70,41 +73,47 @@ def split_items(text: str, items: tuple[tuple[str, ...], ...], *, was_read: bool
     """
     every_form = [form for forms in items for form in forms][:400]
     out: list[str] = []
-    for line in text[:4000].splitlines():
+    for line in answer.text[:4000].splitlines():
         line = _INLINE_NUMBER.sub(" ; ", _BULLET.sub("", line))
         for piece in _HARD.split(line):
             piece = _BULLET.sub("", piece).strip(" .:")
             piece = re.sub(r"^(?:and|und|et|y)\s+", "", piece, flags=re.IGNORECASE)
             if not any(c.isalnum() for c in piece):
                 continue
-            out.extend(_soft_split(piece, every_form, was_read))
+            out.extend(_soft_split(piece, every_form, answer))
             if len(out) >= MAX_ITEMS:
                 return out[:MAX_ITEMS]
     return out
 
 
-def _soft_split(piece: str, forms: list[str], was_read: bool) -> list[str]:
-    if best_match(piece, forms, lenient=True, was_read=was_read).quality >= MatchQuality.SPELLING:
+def _soft_split(piece: str, forms: list[str], answer: Answer) -> list[str]:
+    if (
+        best_match(piece, answer.against(forms), lenient=True, was_read=answer.was_read).quality
+        >= MatchQuality.SPELLING
+    ):
         return [piece]
     out: list[str] = []
     for part in _SOFT.split(piece):
         if not part.strip():
             continue
-        if best_match(part, forms, lenient=True, was_read=was_read).quality >= MatchQuality.CONFUSABLE:
+        if (
+            best_match(part, answer.against(forms), lenient=True, was_read=answer.was_read).quality
+            >= MatchQuality.CONFUSABLE
+        ):
             out.append(part.strip())
         else:
-            out.extend(_run_together(part.strip(), forms, was_read))
+            out.extend(_run_together(part.strip(), forms, answer))
     return out
 
 
-def _run_together(part: str, forms: list[str], was_read: bool) -> list[str]:
+def _run_together(part: str, forms: list[str], answer: Answer) -> list[str]:
     """Items with nothing but spaces between them, where at least one is known; else the part as it is."""
     words = tokens(part)
     if not 2 <= len(words) <= 40:
         return [part]
     found: list[tuple[int, int]] = []
-    for form in forms:
-        place = find_phrase(words, form, lenient=True, was_read=was_read)
+    for form in answer.against(forms):
+        place = find_phrase(words, form, lenient=True, was_read=answer.was_read)
         if place is not None and not any(a < place[1] and place[0] < b for a, b in found):
             found.append(place[:2])
     if not found:

@@ -42,7 +42,7 @@ class NumericKind(Kind[Numeric]):
     def judge(self, question: Numeric, answer: Answer, key: AnswerKey) -> Verdict:
         candidates = find_numbers(answer.text, key.locale)
         if not candidates:
-            return Verdict(0, "wrong", "A number is asked for here.", 0.85, "no number was read in the answer")
+            return Verdict(0, "wrong", "A number is asked for here.", 0.85, "No number was found in the answer.")
         readings = [_hold(question, c) for c in candidates]
         plain = [r for r in readings if not r.candidate.altered]
         sound = [r for r in plain if not r.candidate.ambiguous]
@@ -53,7 +53,9 @@ class NumericKind(Kind[Numeric]):
                 best = max(right, key=lambda r: r.share)
                 others = {round(r.candidate.value, 12) for r in sound} - {round(best.candidate.value, 12)}
                 return _credit(question, answer, best, len(others) if group is not readings else 0)
-        return _wrong(question, answer, sound or readings)
+        # The number without its unit, where the key gives nothing for that.
+        unpaid = [r for r in sound if r.match == "partial" and _is_right(question, r.value)[0]]
+        return _credit(question, answer, unpaid[0], 0) if unpaid else _wrong(question, answer, sound or readings)
 
 
 def _bound(question: Numeric) -> float:
@@ -108,11 +110,13 @@ def _credit(question: Numeric, answer: Answer, best: _Reading, others: int) -> V
     doubt: str | None = None
     sure = 0.98
     if best.candidate.ambiguous:
-        doubt, sure = "the point or comma can be read either way", 0.7
+        doubt, sure = "The point or comma may part decimals or thousands.", 0.7
     if others:
         if _OR.search(answer.text):
-            return Verdict(0, "wrong", "Give one number only.", 0.65, "more than one number is offered")
-        doubt, sure = doubt or "more than one number is written", min(sure, 0.65)
+            return Verdict(
+                0, "wrong", "Decide on one number: several are given here.", 0.65, "More than one number is offered."
+            )
+        doubt, sure = doubt or "More than one number is written.", min(sure, 0.65)
     if altered:
         sure = min(sure, 0.6)
     if best.match == "partial":
@@ -123,8 +127,8 @@ def _credit(question: Numeric, answer: Answer, best: _Reading, others: int) -> V
             else f"The number is right, but the unit is not: it should be {_shown(question.unit)}."
         )
         if not missing and answer.was_read and answer.confidence < 0.85:
-            doubt = doubt or "the unit was not recognised"
-        match: MatchKind = "partial" if best.share < 1 else "close"
+            doubt = doubt or "The unit may have been misread."
+        match: MatchKind = "wrong" if best.share == 0 else "partial" if best.share < 1 else "close"
         return Verdict(best.share, match, feedback, min(sure, 0.85), doubt, altered)
     unit = f" {_shown(question.unit)}" if question.unit and best.unit.relation == "same" else ""
     if altered:
@@ -149,19 +153,19 @@ def _wrong(question: Numeric, answer: Answer, readings: list[_Reading]) -> Verdi
     off, bound = abs(near.value - question.answer), _bound(question)
     if near.candidate.rounding and off <= near.candidate.rounding * 1.000001 and off <= 0.02 * abs(question.answer):
         return Verdict(
-            0, "close", "Very close: give more digits.", 0.5, "right when rounded, but outside the tolerance"
+            0, "close", "Very close: give more digits.", 0.5, "Right when rounded, but outside the tolerance."
         )
     if off <= max(2 * bound, 0.01 * abs(question.answer)):
-        return Verdict(0, "close", "Close, but not within what is accepted.", 0.7, "just outside the tolerance")
+        return Verdict(0, "close", "Close, but not close enough.", 0.7, "Just outside the tolerance.")
     if near.value == -question.answer:
         feedback = "The amount is right, but the sign is not."
-        doubt = "the sign may have been lost in reading" if answer.was_read else None
+        doubt = "The sign may have been lost in reading." if answer.was_read else None
     elif answer.was_read:
         given, wanted = _figures(near.candidate.written), _figures(number_text(question.answer))
         if given == wanted:
-            doubt = "only the decimal point differs"
+            doubt = "Only the decimal point differs from the expected number."
         elif answer.confidence < 0.9 and len(wanted) > 1 and Levenshtein.distance(given, wanted) == 1:
-            doubt = "one digit away from the expected number"
+            doubt = "One digit differs from the expected number: it may have been misread."
     return Verdict(0, "wrong", feedback, 0.6 if doubt else 0.95, doubt)
 
 

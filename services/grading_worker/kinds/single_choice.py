@@ -25,11 +25,11 @@ class SingleChoiceKind(Kind[SingleChoice]):
         chosen = read_choice(answer.text, question.options, was_read=answer.was_read)
         if not chosen.labels:
             return Verdict(
-                0, "wrong", "This names none of the options: write the letter of one.", 0.75,
-                "the answer names none of the options",
+                0, "wrong", "This is none of the options: write the letter of one.", 0.75,
+                "The answer names none of the options.",
             )  # fmt: skip
         if len(chosen.labels) > 1:
-            return Verdict(0, "wrong", "Only one option may be chosen here.", 0.7, "more than one option is named")
+            return Verdict(0, "wrong", "Only one option may be chosen here.", 0.7, "More than one option is named.")
         (label,) = chosen.labels
         if label == question.answer:
             return Verdict(

@@ -61,11 +61,11 @@ class TrueFalseKind(Kind[TrueFalse]):
     def judge(self, question: TrueFalse, answer: Answer, key: AnswerKey) -> Verdict:
         said, sure, altered, doubt = self._read(answer.text)
         if said is None:
-            return Verdict(0, "wrong", "Write either true or false.", 0.6, doubt or "neither true nor false was read")
+            return Verdict(0, "wrong", "Write either true or false.", 0.6, doubt or "Neither true nor false was read.")
         if said == question.answer:
             match: MatchKind = "close" if altered else "exact" if sure > 0.97 else "equivalent"
             return Verdict(1, match, f"Right: the statement is {str(said).lower()}.", sure, doubt, altered)
-        return Verdict(0, "wrong", f"The statement is not {str(said).lower()}.", sure, doubt, altered)
+        return Verdict(0, "wrong", f"Not right: the statement is {str(not said).lower()}.", sure, doubt, altered)
 
     def _read(self, text: str) -> tuple[bool | None, float, bool, str | None]:
         """(value, how sure, altered, doubt) of an answer."""
@@ -74,9 +74,9 @@ class TrueFalseKind(Kind[TrueFalse]):
             tick, cross = bool(_TICK & set(text)), bool(_CROSS & set(text))
             if tick != cross:
                 return tick, 0.9 if tick else 0.85, False, None
-            return None, 0.5, False, "both a tick and a cross" if tick else None
+            return None, 0.5, False, "There are both a tick and a cross." if tick else None
         if len(words) == 1 and words[0] == "x":
-            return False, 0.6, False, "a cross may mark the statement or reject it"
+            return False, 0.6, False, "A cross may mark the statement as true or as false."
         # The first word decides ("True, because …") unless it is negated or contradicted.
         head, guessed = _sides(words[:1])
         everywhere, guessed_somewhere = _sides(w for w in words if len(w) > 3)
@@ -84,12 +84,12 @@ class TrueFalseKind(Kind[TrueFalse]):
         if len(head) == 1 and not negated:
             value = next(iter(head))
             if (not value) in everywhere:
-                return value, 0.6, guessed, "both true and false are written"
+                return value, 0.6, guessed, "Both true and false are written."
             sure = 0.99 if len(words) == 1 else 0.93
             return value, 0.75 if guessed else sure, guessed, None
         if len(everywhere) == 1:
             value = next(iter(everywhere)) ^ negated
-            return value, 0.8, guessed_somewhere, None if len(words) <= 6 else "the answer is a longer sentence"
+            return value, 0.8, guessed_somewhere, None if len(words) <= 6 else "The answer is a longer sentence."
         if len(words) == 1:
             folded = fold_confusables(words[0])
             for value, forms in ((True, _TRUE), (False, _FALSE)):
@@ -97,7 +97,7 @@ class TrueFalseKind(Kind[TrueFalse]):
                     return value, 0.6, True, None
             if words[0] == "7":
                 return True, 0.55, True, None
-        return None, 0.5, False, "both true and false are written" if everywhere else None
+        return None, 0.5, False, "Both true and false are written." if everywhere else None
 
 
 KIND = TrueFalseKind()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -144,8 +144,12 @@ def _boundary(text: str, at: int) -> int:
     return at
 
 
-def answer_in_block(pieces: Sequence[Piece], printed: Printed, *, one_line: bool) -> tuple[str, list[Piece], list[str]]:
+def answer_in_block(
+    pieces: Sequence[Piece], printed: Printed, *, one_line: bool, check: Callable[[], None]
+) -> tuple[str, list[Piece], list[str]]:
     """(text, the pieces it stands in, the printed lines that ticks mark) of the answer within a block.
+
+    ``check`` is called at each piece; one piece takes some milliseconds at most.
 
     The text is empty where there is no answer. A marked line counts where nothing else was written.
     """
@@ -154,6 +158,7 @@ def answer_in_block(pieces: Sequence[Piece], printed: Printed, *, one_line: bool
     label: Piece | None = None
     label_index = len(pieces)
     for n, piece in enumerate(pieces):
+        check()
         piece = _without_print(piece, printed, marked)
         found = find_label(piece.text)
         if found is not None:
@@ -161,7 +166,11 @@ def answer_in_block(pieces: Sequence[Piece], printed: Printed, *, one_line: bool
             break
         if piece.text.strip():
             left.append(piece)
-    used = _labelled(pieces, label, label_index, left, printed, marked, one_line) if label is not None else _loose(left)
+    used = (
+        _labelled(pieces, label, label_index, left, printed, marked, one_line, check)
+        if label is not None
+        else _loose(left)
+    )
     text = _clean("\n".join(p.text.strip() for p in used))
     if not text and marked:
         return "", [p for _, p in marked], [line for line, _ in marked]
@@ -194,7 +203,7 @@ def _without_print(piece: Piece, printed: Printed, marked: list[tuple[str, Piece
 
 def _labelled(
     pieces: Sequence[Piece], label: Piece, index: int, left: Sequence[Piece], printed: Printed,
-    marked: list[tuple[str, Piece]], one_line: bool,
+    marked: list[tuple[str, Piece]], one_line: bool, check: Callable[[], None],
 ) -> list[Piece]:  # fmt: skip
     """The pieces behind a label: the rest of its line, the boxes right of it, and the lines below."""
     used = [label] if _clean(label.text) else []
@@ -208,6 +217,7 @@ def _labelled(
     below = [p for p in pieces[index + 1 :] if id(p.fragment) not in taken]
     last = (used or [label])[-1]
     for piece in below:
+        check()
         piece = _without_print(piece, printed, marked) if marked or printed.lines else piece
         if find_label(piece.text) is not None:
             break

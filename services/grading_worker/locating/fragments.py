@@ -61,11 +61,13 @@ class Piece:
         return Piece(self.fragment, min(self.end, self.start + start), self.end)
 
 
-def reading_order(pages: Iterable[Page], starts_question: Callable[[str], bool]) -> list[Fragment]:
+def reading_order(
+    pages: Iterable[Page], starts_question: Callable[[str], bool], check: Callable[[], None]
+) -> list[Fragment]:
     """The line boxes of all pages in reading order, at most MAX_LINES, without page numbers and running heads.
 
     A page is read as two columns only where question numbers begin on both sides of a gutter:
-    an answer box right of a question is no column.
+    an answer box right of a question is no column. ``check`` is called all along.
     """
     ordered = sorted(pages, key=lambda p: p.number)
     running = _running_heads(ordered)
@@ -79,8 +81,8 @@ def reading_order(pages: Iterable[Page], starts_question: Callable[[str], bool])
             and not _CLOSING.match(line.text)
             and (page.number, id(line)) not in running
         ]
-        for group in _columns(lines[:MAX_LINES], page.width, starts_question):
-            for row in _rows(group):
+        for group in _columns(lines[:MAX_LINES], page.width, starts_question, check):
+            for row in _rows(group, check):
                 for i, line in enumerate(row):
                     text = line.text[:MAX_LINE]
                     out.append(Fragment(page.number, text, line.confidence, line.box, line.words, i == 0))
@@ -106,7 +108,9 @@ def _running_heads(pages: Sequence[Page]) -> set[tuple[int, int]]:
     return repeated
 
 
-def _columns(lines: Sequence[Line], page_width: int, starts_question: Callable[[str], bool]) -> list[list[Line]]:
+def _columns(
+    lines: Sequence[Line], page_width: int, starts_question: Callable[[str], bool], check: Callable[[], None]
+) -> list[list[Line]]:
     """The lines in groups to be read one after the other."""
     numbered = [line for line in lines if starts_question(line.text)]
     if len(numbered) < 4:
@@ -114,6 +118,7 @@ def _columns(lines: Sequence[Line], page_width: int, starts_question: Callable[[
     width = max(1.0, page_width)
     best: tuple[int, float] | None = None
     for gutter in sorted({line.box[0] for line in numbered})[1:]:
+        check()
         if not 0.3 < gutter / width < 0.75:
             continue
         edge = gutter - 0.01 * width
@@ -140,9 +145,10 @@ def _columns(lines: Sequence[Line], page_width: int, starts_question: Callable[[
     return [g for g in (*groups, left_side, right_side) if g]
 
 
-def _rows(lines: Iterable[Line]) -> list[list[Line]]:
+def _rows(lines: Iterable[Line], check: Callable[[], None]) -> list[list[Line]]:
     rows: list[list[Line]] = []
     for line in sorted(lines, key=lambda li: ((li.box[1] + li.box[3]) / 2, li.box[0])):
+        check()
         for row in rows[-3:]:
             top, bottom = row[0].box[1], row[0].box[3]
             overlap = min(bottom, line.box[3]) - max(top, line.box[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
@@ -116,21 +116,25 @@ def _after(rest: str, head: str) -> tuple[float, int]:
     return -1.0, 0
 
 
-def find_starts(key: AnswerKey, fragments: Sequence[Fragment]) -> list[Start | None]:
+def find_starts(key: AnswerKey, fragments: Sequence[Fragment], check: Callable[[], None]) -> list[Start | None]:
     """For each question of the key where it begins, or None; strictly in reading order.
 
     The sequence with the highest sum of evidence is taken: a number in an answer loses against the
-    number beside the printed prompt, and fits less into the order of the key.
+    number beside the printed prompt, and fits less into the order of the key. ``check`` is called all along.
     """
     heads = Heads(key)
     following = _following(fragments)
-    prompts = {i: squeeze(q.prompt)[:_COMPARED] for i, q in enumerate(key.questions) if len(squeeze(q.prompt)) >= 4}
+    check()
+    squeezed = (squeeze(q.prompt)[:_COMPARED] for q in key.questions)
+    prompts = {i: prompt for i, prompt in enumerate(squeezed) if len(prompt) >= 4}
     candidates: list[dict[int, Start]] = [{} for _ in key.questions]
-    printed = _by_prompt(prompts, fragments, following, candidates)
+    printed = _by_prompt(prompts, fragments, following, candidates, check)
     reads = [heads.read(f.text) for f in fragments]
+    check()
     margin = _margins(fragments, reads)
     labelled = _labelled(fragments, reads)
     for index, read in enumerate(reads):
+        check()
         for question, strength, offset in read:
             fragment = fragments[index]
             score = strength if fragment.first or strength > 1 else 0.4 * strength
@@ -146,7 +150,7 @@ def find_starts(key: AnswerKey, fragments: Sequence[Fragment]) -> list[Start | N
             known = candidates[question].get(index)
             if known is None or known.score < score:
                 candidates[question][index] = Start(index, offset, score)
-    return _best_sequence(candidates, len(fragments))
+    return _best_sequence(candidates, len(fragments), check)
 
 
 def _following(fragments: Sequence[Fragment]) -> list[str]:
@@ -172,7 +176,11 @@ def _alike(prompt: str, text: str) -> float:
 
 
 def _by_prompt(
-    prompts: dict[int, str], fragments: Sequence[Fragment], following: Sequence[str], candidates: list[dict[int, Start]]
+    prompts: dict[int, str],
+    fragments: Sequence[Fragment],
+    following: Sequence[str],
+    candidates: list[dict[int, Start]],
+    check: Callable[[], None],
 ) -> set[int]:
     """Adds the places where a prompt stands without a readable number; yields the questions whose prompt is printed."""
     by_gram: dict[str, set[int]] = {}
@@ -182,6 +190,7 @@ def _by_prompt(
                 by_gram.setdefault(gram, set()).add(question)
     printed: set[int] = set()
     for index, text in enumerate(following):
+        check()
         if len(text) < 8:
             continue
         shared = Counter(question for gram in _grams(text) for question in by_gram.get(gram, ()))
@@ -241,11 +250,12 @@ def _labelled(fragments: Sequence[Fragment], reads: Sequence[list[tuple[int, flo
     return out
 
 
-def _best_sequence(candidates: list[dict[int, Start]], length: int) -> list[Start | None]:
+def _best_sequence(candidates: list[dict[int, Start]], length: int, check: Callable[[], None]) -> list[Start | None]:
     """The strictly increasing choice of starts with the highest sum of scores; ties go to the earlier place."""
     # best[f]: the best choice so far that ends before fragment f.
     best: list[_Chain] = [_Chain(0.0)] * (length + 1)
     for question, places in enumerate(candidates):
+        check()
         updated = list(best)
         for index, start in places.items():
             total = best[index].score + start.score

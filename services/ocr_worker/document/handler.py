@@ -23,7 +23,7 @@ from shared.jobs.errors import JobError, PermanentError, RetryableError
 from shared.settings import Settings
 from shared.storage import Storage
 
-from .saving import Saving
+from .saving import Saving, document_gone
 
 __all__ = ["DocumentReader", "WorkerDeps", "build"]
 
@@ -101,7 +101,8 @@ class DocumentReader:
             ):
                 pages = []
                 for page, image in reading:
-                    key = f"pages/{payload.document_id}/{ctx.job.attempt}/{page.number}.jpg"
+                    # Of this attempt alone: one that fails deletes its images, never those of a reading that stands.
+                    key = f"pages/{payload.document_id}/{ctx.job.id}/{ctx.job.attempt}/{page.number}.jpg"
                     self._storage.put_file(key, image, "image/jpeg", consume=True)
                     stored.append(key)
                     pages.append(page.model_copy(update={"image_key": key}))
@@ -128,9 +129,7 @@ class DocumentReader:
         with ctx.connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(_FIND_DOCUMENT, (payload.document_id, ctx.job.org_id)).fetchone()
             if row is None:
-                raise PermanentError(
-                    "document.gone", "The document was deleted before it could be read. Upload it again."
-                )
+                raise document_gone()
             if payload.submission_id is not None:
                 submission = cursor.execute(_FIND_STUDENT, (payload.submission_id, ctx.job.org_id)).fetchone()
                 student_name = submission[0] if submission is not None else None

@@ -12,8 +12,9 @@ from psycopg.types.json import Jsonb
 
 from services.ocr_worker.fields import Field, FieldName
 from shared.contracts import Page
+from shared.jobs.errors import PermanentError
 
-__all__ = ["Saving"]
+__all__ = ["Saving", "document_gone"]
 
 _DELETE_PAGES: Final = "DELETE FROM document_pages WHERE document_id = %s AND org_id = %s"
 
@@ -25,7 +26,8 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 
 _UPDATE_DOCUMENT: Final = "UPDATE documents SET page_count = %s, read_at = now() WHERE id = %s AND org_id = %s"
 
-# A submission may be read again: both states are accepted. What a person entered as the name stays.
+# A submission may be read again: both states are accepted. What a person entered as the name stays, and so does
+# the flag of doubtful marks: only the reading's own part of it is replaced.
 _UPDATE_SUBMISSION: Final = """
 UPDATE submissions
    SET status = 'read',
@@ -33,7 +35,10 @@ UPDATE submissions
        school = %(school)s,
        grade_level = %(grade_level)s,
        fields = %(fields)s,
-       needs_review = %(needs_review)s,
+       needs_review = %(needs_review)s OR EXISTS (
+           SELECT FROM gradings g
+            WHERE g.submission_id = submissions.id AND g.org_id = submissions.org_id AND g.needs_review
+       ),
        updated_at = now()
  WHERE id = %(id)s AND org_id = %(org_id)s AND status IN ('reading', 'read')
 """
@@ -41,7 +46,10 @@ UPDATE submissions
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """Replaces the document's pages, marks it read, and fills its submission. Repeatable: the last one stands."""
+    """Replaces the document's pages, marks it read, and fills its submission. Repeatable: the last one stands.
+
+    Raises PermanentError ``document.gone`` when the document was deleted while it was read.
+    """
 
     org_id: UUID
     document_id: UUID
@@ -54,7 +62,7 @@ class Saving:
         # The document first: its row lock orders two readings of one document.
         updated = connection.execute(_UPDATE_DOCUMENT, (len(self.pages), self.document_id, self.org_id))
         if updated.rowcount == 0:
-            return  # deleted while it was read; its submission went with it
+            raise document_gone()  # its submission went with it
         connection.execute(_DELETE_PAGES, (self.document_id, self.org_id))
         with connection.cursor() as cursor:
             cursor.executemany(_INSERT_PAGE, [self._row(page) for page in self.pages])
@@ -88,6 +96,10 @@ class Saving:
             "fields": Jsonb({name: field.as_json() for name, field in self.fields.items()}),
             "needs_review": self.needs_review,
         }
+
+
+def document_gone() -> PermanentError:
+    return PermanentError("document.gone", "The document was deleted before it could be read. Upload it again.")
 
 
 def _storable(text: str) -> str:
