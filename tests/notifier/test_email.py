@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from services.notifier.email import build, render
 from services.notifier.email.smtp import LoginRefused, SmtpServer, Unreachable
+from services.notifier.subjects import JobSubject
 from shared.contracts import NOTIFY_EMAIL, EmailPayload, EmailResult
 from shared.ids import IdKind, encode
 from shared.jobs.errors import JobCancelled, PermanentError, RetryableError
@@ -210,6 +211,20 @@ def test_a_hostile_file_name_stays_a_name(
     assert "\u202e" not in html + part(mail, "plain") + str(mail["Subject"])
     assert len(str(mail["Subject"])) <= 120
     assert all(len(line) < 998 for line in mailbox.raw[0].splitlines())
+
+
+def test_control_and_direction_characters_of_a_reason_do_not_reach_the_reader() -> None:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    error = {"code": "x", "message": "Not\x1b[31m readable\u202e, \ud800\x00 sorry."}
+    job = JobSubject(c.SUBJECT, "ocr.document", "ocr", "failed", None, error, None, {}, 1, moment, moment, moment)
+    mail = render.compose(
+        render.render(job, None, "https://x.example"),
+        to="a@b.example",
+        sender="c@d.example",
+        message_id="<1@x>",
+        date=moment,
+    )
+    assert "Problem: Not [31m readable , sorry." in mail.get_body(("plain",)).get_content()  # type: ignore[union-attr]
 
 
 def test_other_alphabets_arrive(make_deps: Deps, rows: c.Rows, smtp: Callable[..., str], mailbox: Mailbox) -> None:

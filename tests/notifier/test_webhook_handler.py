@@ -122,6 +122,19 @@ def test_a_failed_job_carries_its_error(make_deps: Deps, rows: c.Rows) -> None:
     assert body["data"]["result"] is None
 
 
+def test_of_a_surprise_our_frames_stay_here(make_deps: Deps, rows: c.Rows) -> None:
+    rows.subject = c.job(
+        status="failed",
+        result=None,
+        error={"code": "document.encrypted", "message": "Locked.", "details": {"traceback": ["handler.py:9 run"]}},
+    )
+    (seen,) = deliver(make_deps(), rc.answer(200), event="job.failed").seen
+    body = json.loads(seen.body)
+    assert body["type"] == "job.failed"
+    assert body["data"]["error"] == {"code": "document.encrypted", "message": "Locked."}
+    assert body["data"]["result"] is None
+
+
 def test_a_finished_batch_is_delivered(make_deps: Deps, rows: c.Rows) -> None:
     rows.subject = c.batch()
     (seen,) = deliver(make_deps(), rc.answer(202), event="batch.completed", subject_id=c.BATCH).seen

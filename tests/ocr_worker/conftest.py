@@ -8,7 +8,7 @@ from services.ocr_worker.engine import ReaderPool
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[ReaderPool]:
+def reader_pool() -> Iterator[ReaderPool]:
     """Two reading processes for all tests that do not break them for good."""
     with ReaderPool(2, 3 * 1024**3) as pool:
         yield pool

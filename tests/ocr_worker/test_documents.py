@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow
 PDF = "application/pdf"
 
 
-def read(pool: ReaderPool, path: Path, media_type: str, tmp_path: Path) -> list[Page]:
-    pages = pool.inspect(path, media_type, 200).result(60).pages
-    waiting = [pool.read_page(path, media_type, n, tmp_path / f"{n}.out.jpg") for n in range(1, pages + 1)]
+def read(reader_pool: ReaderPool, path: Path, media_type: str, tmp_path: Path) -> list[Page]:
+    pages = reader_pool.inspect(path, media_type, 200).result(60).pages
+    waiting = [reader_pool.read_page(path, media_type, n, tmp_path / f"{n}.out.jpg") for n in range(1, pages + 1)]
     return [pending.result(60) for pending in waiting]
 
 
@@ -32,8 +32,8 @@ def assert_reads(page: Page) -> None:
     assert "mitochondrion" in text
 
 
-def test_a_png_is_read_with_words_in_their_places(pool: ReaderPool, tmp_path: Path) -> None:
-    (page,) = read(pool, drawing.save(drawing.page(), tmp_path / "a.png"), "image/png", tmp_path)
+def test_a_png_is_read_with_words_in_their_places(reader_pool: ReaderPool, tmp_path: Path) -> None:
+    (page,) = read(reader_pool, drawing.save(drawing.page(), tmp_path / "a.png"), "image/png", tmp_path)
     assert_reads(page)
     assert (page.source, page.rotation, page.width, page.height) == ("ocr", 0, 900, 420)
     assert page.confidence > 0.8
@@ -47,12 +47,12 @@ def test_a_png_is_read_with_words_in_their_places(pool: ReaderPool, tmp_path: Pa
         assert 0 <= word.box[1] < word.box[3] <= page.height
 
 
-def test_the_page_image_is_upright_and_bare_of_metadata(pool: ReaderPool, tmp_path: Path) -> None:
+def test_the_page_image_is_upright_and_bare_of_metadata(reader_pool: ReaderPool, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90° clockwise
     exif[0x010F] = "a camera"
     turned = drawing.page().transpose(Image.Transpose.ROTATE_90)
-    (page,) = read(pool, drawing.save(turned, tmp_path / "a.jpg", exif=exif), "image/jpeg", tmp_path)
+    (page,) = read(reader_pool, drawing.save(turned, tmp_path / "a.jpg", exif=exif), "image/jpeg", tmp_path)
     assert_reads(page)
     assert page.rotation == 0
     with Image.open(tmp_path / "1.out.jpg") as image:
@@ -64,21 +64,23 @@ def test_the_page_image_is_upright_and_bare_of_metadata(pool: ReaderPool, tmp_pa
     ("turn", "rotation"),
     [(Image.Transpose.ROTATE_180, 180), (Image.Transpose.ROTATE_90, 90), (Image.Transpose.ROTATE_270, 270)],
 )
-def test_a_turned_page_is_turned_back(pool: ReaderPool, tmp_path: Path, turn: Image.Transpose, rotation: int) -> None:
-    (page,) = read(pool, drawing.save(drawing.page().transpose(turn), tmp_path / "a.png"), "image/png", tmp_path)
+def test_a_turned_page_is_turned_back(
+    reader_pool: ReaderPool, tmp_path: Path, turn: Image.Transpose, rotation: int
+) -> None:
+    (page,) = read(reader_pool, drawing.save(drawing.page().transpose(turn), tmp_path / "a.png"), "image/png", tmp_path)
     assert_reads(page)
     assert page.rotation == rotation
     assert (page.width, page.height) == (900, 420)
 
 
-def test_every_page_of_a_tiff(pool: ReaderPool, tmp_path: Path) -> None:
+def test_every_page_of_a_tiff(reader_pool: ReaderPool, tmp_path: Path) -> None:
     images = [drawing.page((f"Page number {word}",)) for word in ("one", "two", "three")]
     path = drawing.save(images[0], tmp_path / "a.tiff", save_all=True, append_images=images[1:])
-    pages = read(pool, path, "image/tiff", tmp_path)
+    pages = read(reader_pool, path, "image/tiff", tmp_path)
     assert [page.text.split()[-1].lower() for page in pages] == ["one", "two", "three"]
 
 
-def test_heic_and_webp_and_transparent_png(pool: ReaderPool, tmp_path: Path) -> None:
+def test_heic_and_webp_and_transparent_png(reader_pool: ReaderPool, tmp_path: Path) -> None:
     heic = tmp_path / "a.heic"
     pillow_heif.from_pillow(drawing.page()).save(heic, quality=80)
     clear = Image.new("RGBA", (900, 420), (0, 0, 0, 0))
@@ -89,12 +91,12 @@ def test_heic_and_webp_and_transparent_png(pool: ReaderPool, tmp_path: Path) -> 
         (drawing.save(drawing.page(), tmp_path / "a.webp"), "image/webp"),
         (drawing.save(clear, tmp_path / "clear.png"), "image/png"),
     ):
-        (page,) = read(pool, path, media_type, tmp_path)
+        (page,) = read(reader_pool, path, media_type, tmp_path)
         assert_reads(page)
 
 
-def test_a_text_layer_is_taken_as_it_is(pool: ReaderPool, tmp_path: Path) -> None:
-    (page,) = read(pool, drawing.text_pdf(tmp_path / "a.pdf"), PDF, tmp_path)
+def test_a_text_layer_is_taken_as_it_is(reader_pool: ReaderPool, tmp_path: Path) -> None:
+    (page,) = read(reader_pool, drawing.text_pdf(tmp_path / "a.pdf"), PDF, tmp_path)
     assert (page.source, page.confidence) == ("text_layer", 1.0)
     assert page.text == "Name: Grace Hopper wrote the first compiler in 1952"
     # 60 pt and 842 - 760 pt at 200 dpi; the loose box is about an ascent high.
@@ -103,40 +105,40 @@ def test_a_text_layer_is_taken_as_it_is(pool: ReaderPool, tmp_path: Path) -> Non
     assert y0 < (842 - 760) * 200 / 72 < y1 + 4
 
 
-def test_ink_over_a_text_layer_is_read_from_the_image(pool: ReaderPool, tmp_path: Path) -> None:
-    (page,) = read(pool, drawing.annotated_pdf(tmp_path / "a.pdf"), PDF, tmp_path)
+def test_ink_over_a_text_layer_is_read_from_the_image(reader_pool: ReaderPool, tmp_path: Path) -> None:
+    (page,) = read(reader_pool, drawing.annotated_pdf(tmp_path / "a.pdf"), PDF, tmp_path)
     assert page.source == "ocr"
     assert "grace" in page.text.lower()
 
 
-def test_a_text_layer_too_thin_to_trust_is_read_from_the_image(pool: ReaderPool, tmp_path: Path) -> None:
-    (page,) = read(pool, drawing.text_pdf(tmp_path / "a.pdf", text="Page one"), PDF, tmp_path)
+def test_a_text_layer_too_thin_to_trust_is_read_from_the_image(reader_pool: ReaderPool, tmp_path: Path) -> None:
+    (page,) = read(reader_pool, drawing.text_pdf(tmp_path / "a.pdf", text="Page one"), PDF, tmp_path)
     assert page.source == "ocr"
 
 
-def test_a_scanned_pdf_and_a_blank_page(pool: ReaderPool, tmp_path: Path) -> None:
+def test_a_scanned_pdf_and_a_blank_page(reader_pool: ReaderPool, tmp_path: Path) -> None:
     path = drawing.scanned_pdf(tmp_path / "a.pdf", [drawing.page(), Image.new("RGB", (900, 420), "white")])
-    first, second = read(pool, path, PDF, tmp_path)
+    first, second = read(reader_pool, path, PDF, tmp_path)
     assert_reads(first)
     assert (second.source, second.lines, second.confidence) == ("blank", (), 0.0)
 
 
-def test_content_decides_not_the_declared_type(pool: ReaderPool, tmp_path: Path) -> None:
+def test_content_decides_not_the_declared_type(reader_pool: ReaderPool, tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(drawing.jpeg_bytes(drawing.page()))
-    (page,) = read(pool, path, PDF, tmp_path)
+    (page,) = read(reader_pool, path, PDF, tmp_path)
     assert_reads(page)
 
 
-def test_a_pdf_with_a_jpeg_behind_its_header_is_refused(pool: ReaderPool, tmp_path: Path) -> None:
+def test_a_pdf_with_a_jpeg_behind_its_header_is_refused(reader_pool: ReaderPool, tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(b"%PDF-1.4\n" + drawing.jpeg_bytes(drawing.page()))
-    assert refusal(pool, path, PDF) == "document.not_readable"
+    assert refusal(reader_pool, path, PDF) == "document.not_readable"
 
 
-def test_a_huge_photo_is_shrunk_not_refused(pool: ReaderPool, tmp_path: Path) -> None:
+def test_a_huge_photo_is_shrunk_not_refused(reader_pool: ReaderPool, tmp_path: Path) -> None:
     photo = drawing.page(size=(900, 600)).resize((9000, 6000))
-    (page,) = read(pool, drawing.save(photo, tmp_path / "a.jpg"), "image/jpeg", tmp_path)
+    (page,) = read(reader_pool, drawing.save(photo, tmp_path / "a.jpg"), "image/jpeg", tmp_path)
     assert max(page.width, page.height) == 3000
     assert_reads(page)
 
@@ -206,15 +208,15 @@ def _locked(path: Path) -> None:
     ],
 )
 def test_a_bad_file_is_refused_with_what_to_do(
-    pool: ReaderPool, tmp_path: Path, make: Callable[[Path], None], media_type: str, code: str
+    reader_pool: ReaderPool, tmp_path: Path, make: Callable[[Path], None], media_type: str, code: str
 ) -> None:
     path = tmp_path / "file"
     make(path)
-    assert refusal(pool, path, media_type) == code
+    assert refusal(reader_pool, path, media_type) == code
 
 
-def refusal(pool: ReaderPool, path: Path, media_type: str) -> str:
+def refusal(reader_pool: ReaderPool, path: Path, media_type: str) -> str:
     with pytest.raises(DocumentError) as caught:
-        read(pool, path, media_type, path.parent)
+        read(reader_pool, path, media_type, path.parent)
     assert caught.value.message == MESSAGES[caught.value.code]
     return caught.value.code

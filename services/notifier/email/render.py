@@ -109,9 +109,13 @@ def sender_domain(sender: str) -> str:
 
 def clean(text: str) -> str:
     """On one line, without control and direction characters (a name must not show itself reversed), cut at 120."""
-    kept = "".join(" " if c.isspace() or unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
-    line = " ".join(kept.split())
+    line = _one_line(text)
     return line if len(line) <= _MAX_NAME else line[: _MAX_NAME - 1] + "…"
+
+
+def _one_line(text: str) -> str:
+    kept = "".join(" " if c.isspace() or unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+    return " ".join(kept.split())
 
 
 def _sender(sender: str) -> Address:
@@ -128,7 +132,7 @@ def _header_text(text: str) -> str:
 
 def _sentence(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else error
-    return " ".join(message.split())[:500] if isinstance(message, str) and message else "The reason was not recorded."
+    return _one_line(message)[:500] if isinstance(message, str) and message else "The reason was not recorded."
 
 
 def _marks(result: dict[str, Any]) -> list[tuple[str, str]]:

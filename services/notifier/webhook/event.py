@@ -55,9 +55,14 @@ def _data(subject: Subject, public_url: str) -> dict[str, Any]:
         "started_at": _utc(subject.started_at),
         "finished_at": _utc(subject.finished_at),
         "result": subject.result,
-        "error": subject.error,
+        "error": _error(subject.error),
         "links": {"self": f"{base}/jobs/{job_id}", "result": f"{base}/jobs/{job_id}/result"},
     }
+
+
+def _error(error: Any) -> dict[str, Any] | None:
+    """Code and sentence. The details stay here: of a surprise they are our frames, of a parent its bare UUID."""
+    return {"code": error.get("code"), "message": error.get("message")} if isinstance(error, dict) else None
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -21,6 +21,7 @@ from shared.contracts import Page
 
 from .errors import DocumentError
 from .limits import MAX_WORDS, confine, limit_cpu
+from .sandbox import confine_to, deny_system_calls
 from .wire import Closed, receive, send
 
 if TYPE_CHECKING:
@@ -109,13 +110,22 @@ def read_page(path: Path, media_type: str, number: int, image_path: Path, max_pa
     )
 
 
-def serve(channel: socket.socket, memory_bytes: int) -> None:
-    """Answer requests until the other end closes. Models must be loaded."""
+def serve(channel: socket.socket, memory_bytes: int, *, one_document: bool = False) -> None:
+    """Answer requests until the other end closes. Models must be loaded.
+
+    With ``one_document`` the first request's file, and the folder of its image, are the only ones that can be opened
+    from then on (see ``sandbox``).
+    """
     confine(memory_bytes)
+    deny_system_calls()
     while True:
         try:
             request = json.loads(receive(channel))
             send(channel, b"")  # taken: from here on the document may be to blame
+            if one_document:
+                image = request.get("image_path")
+                confine_to(Path(request["path"]), Path(image).parent if image else None)
+                one_document = False
             send(channel, _answer(request))
         except Closed:
             return

@@ -34,6 +34,10 @@ _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", 
 class Nursery(Protocol):
     """Safe to use from several threads."""
 
+    # A process it started reads one document and no other, so that a hostile one cannot lie in wait for the next
+    # tenant's. Where starting one means loading the models, they are used again.
+    one_document: bool
+
     def warm(self) -> None:
         """Load what can be loaded before the first ``start``. Raises Closed."""
 
@@ -56,6 +60,8 @@ def nursery_for_this_system(memory_bytes: int) -> Nursery:
 
 
 class ForkingNursery:
+    one_document = True
+
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
@@ -145,6 +151,8 @@ class ForkingNursery:
 
 
 class SpawningNursery:
+    one_document = False
+
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()

@@ -13,6 +13,7 @@ import queue
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from shared.contracts import Page
 
 from .child import DocumentInfo
 from .errors import MESSAGES, DocumentError
+from .limits import MAX_LONG_SIDE, MAX_WORDS
 from .nursery import Nursery, nursery_for_this_system
 from .wire import Closed, receive, send
 
@@ -84,12 +86,20 @@ class _Task(Generic[T]):
     request: dict[str, Any]
     answer: type[T]
     seconds: float
+    fits: Callable[[T], bool]
+
+    @property
+    def files(self) -> tuple[str, str | None]:
+        """The document, and the folder of its images: all that the process may open."""
+        image = self.request.get("image_path")
+        return self.request["path"], os.path.dirname(image) if image else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Child:
     pid: int
     channel: socket.socket
+    files: tuple[str, str | None]
 
 
 class ReaderPool:
@@ -98,7 +108,8 @@ class ReaderPool:
     Nothing starts before the first call, unless ``warm``: then the models load in the background. A reading process
     without work for ``idle_seconds`` is ended; starting one again takes milliseconds where processes can be forked.
     What happens to a process happens to its page only: the others read on, and it is replaced. A process that refused
-    a document is replaced too: a damaged file may have damaged it. Thread-safe.
+    a document is replaced too: a damaged file may have damaged it. Where processes can be forked, each reads the pages
+    of one document and ends, so that nothing of it meets the next one. Thread-safe.
     """
 
     def __init__(
@@ -125,7 +136,7 @@ class ReaderPool:
     def inspect(self, path: Path, media_type: str, max_pages: int) -> Pending[DocumentInfo]:
         """How many pages the document has. The future's ``result()`` raises DocumentError or CancelledError."""
         request = {"call": "inspect", "path": str(path), "media_type": media_type, "max_pages": max_pages}
-        return self._submit(request, DocumentInfo, _INSPECT_SECONDS)
+        return self._submit(request, DocumentInfo, _INSPECT_SECONDS, lambda info: 0 < info.pages <= max_pages)
 
     def read_page(
         self, path: Path, media_type: str, number: int, image_path: Path, *, timeout: float = PAGE_SECONDS
@@ -139,7 +150,7 @@ class ReaderPool:
             "number": number,
             "image_path": str(image_path),
         }
-        return self._submit(request, Page, timeout)
+        return self._submit(request, Page, timeout, lambda page: _is_sound(page, number))
 
     def process_ids(self) -> list[int]:
         """Reading processes that run now, busy or idle; for statistics and tests."""
@@ -171,9 +182,11 @@ class ReaderPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, request: dict[str, Any], answer: type[T], seconds: float) -> Pending[T]:
+    def _submit(
+        self, request: dict[str, Any], answer: type[T], seconds: float, fits: Callable[[T], bool]
+    ) -> Pending[T]:
         pending: Pending[T] = Pending()
-        task = _Task(pending, {**request, "cpu_seconds": seconds}, answer, seconds)
+        task = _Task(pending, {**request, "cpu_seconds": seconds}, answer, seconds, fits)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the reader pool is closed")
@@ -239,7 +252,7 @@ class ReaderPool:
             raise DocumentError("document.too_slow") from None
         except Closed:
             raise DocumentError(_cause(self._dismiss(slot))) from None
-        return _parse(reply, task.answer)
+        return _parse(reply, task)
 
     def _taken(self, slot: int, task: _Task[Any]) -> _Child:
         """A process that has the task. One that died idle, before it looked at the document, is not the document's
@@ -247,7 +260,7 @@ class ReaderPool:
         request = json.dumps(task.request).encode()
         for _ in range(_STARTS):
             try:
-                child = self._child(slot)
+                child = self._child(slot, task.files)
                 task.pending.attach(child.channel)
                 send(child.channel, request)
                 receive(child.channel, _START_SECONDS)
@@ -259,13 +272,13 @@ class ReaderPool:
                 return child
         raise DocumentError("document.crashed_reader")
 
-    def _child(self, slot: int) -> _Child:
+    def _child(self, slot: int, files: tuple[str, str | None]) -> _Child:
         child = self._children.get(slot)
-        if child is not None and _is_hung_up(child.channel):
+        if child is not None and ((self._nursery.one_document and child.files != files) or _is_hung_up(child.channel)):
             self._dismiss(slot)
             child = None
         if child is None:
-            child = _Child(*self._nursery.start())
+            child = _Child(*self._nursery.start(), files)
             with self._lock:
                 self._children[slot] = child
         return child
@@ -293,15 +306,33 @@ def usable_cores() -> int:
     return max(1, round(cores))
 
 
-def _parse(reply: bytes, answer: type[T]) -> T:
+def _parse(reply: bytes, task: _Task[T]) -> T:
     """The reply comes from a process that a document may have taken over: anything but what we expect is a crash."""
     try:
         if reply.startswith(_OK):
-            return answer.model_validate_json(reply[len(_OK) : -1])
+            answer = task.answer.model_validate_json(reply[len(_OK) : -1])
+            if task.fits(answer) and not (b"\\u0000" in reply and _has_nul(json.loads(reply))):
+                return answer
+            raise DocumentError("document.crashed_reader")
         code = json.loads(reply)["error"]
     except (ValueError, TypeError, KeyError, RecursionError):
         code = None
     raise DocumentError(code if isinstance(code, str) and code in MESSAGES else "document.crashed_reader")
+
+
+def _is_sound(page: Page, number: int) -> bool:
+    """Is it a page as ``read_page`` makes them? The numbers go into columns, the words into memory."""
+    sides = 1 <= page.width <= 2 * MAX_LONG_SIDE and 1 <= page.height <= 2 * MAX_LONG_SIDE
+    return page.number == number and sides and sum(len(line.words) for line in page.lines) <= MAX_WORDS
+
+
+def _has_nul(value: Any) -> bool:
+    """Is there a NUL in any text? PostgreSQL cannot store it."""
+    if isinstance(value, dict):
+        return any(_has_nul(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_has_nul(item) for item in value)
+    return isinstance(value, str) and "\x00" in value
 
 
 def _cause(status: int | None) -> str:

@@ -92,7 +92,7 @@ def _be_child(control: socket.socket, descriptor: int, memory_bytes: int) -> NoR
         control.close()
         quiet = os.open(os.devnull, os.O_WRONLY)  # what a codec prints about a hostile file is nobody's log
         os.dup2(quiet, 2)
-        child.serve(socket.socket(fileno=descriptor), memory_bytes)
+        child.serve(socket.socket(fileno=descriptor), memory_bytes, one_document=True)
         status = 0
     finally:
         os._exit(status)
