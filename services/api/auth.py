@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import falcon.asgi
+import psycopg
 
 from shared.db import AsyncPool
 from shared.jobs.queries import Viewer
@@ -18,7 +19,7 @@ from shared.jobs.queries import Viewer
 from .errors import Problem
 from .keys import digest, key_id
 
-__all__ = ["ALL_SCOPES", "Authenticator", "Caller", "PUBLIC", "requires"]
+__all__ = ["ALL_SCOPES", "CHECK_SECONDS", "Authenticator", "Caller", "PUBLIC", "requires", "still_valid"]
 
 PUBLIC = "public"
 ALL_SCOPES = (
@@ -34,6 +35,7 @@ ALL_SCOPES = (
 
 # A key is looked up again after this long, so that a revoked one dies within it.
 _CACHE_SECONDS = 5.0
+CHECK_SECONDS = _CACHE_SECONDS
 _CACHE_KEYS = 10_000
 _TOUCH_SECONDS = 60.0
 
@@ -126,6 +128,17 @@ class Authenticator:
                 await conn.execute(_TOUCH, {"id": id})
         viewer = Viewer(row["org_id"], row["member_id"], row["role"])
         return Caller(viewer, frozenset(row["scopes"]), row["id"])
+
+
+_STILL_VALID = """
+select 1 from api_keys where id = %(id)s and revoked_at is null and (expires_at is null or expires_at > now())
+"""
+
+
+async def still_valid(conn: psycopg.AsyncConnection[dict[str, Any]], caller: Caller) -> bool:
+    """Is the key that opened a stream good still? Streams outlive the request that was checked: ask every
+    ``CHECK_SECONDS``."""
+    return await (await conn.execute(_STILL_VALID, {"id": caller.key_id})).fetchone() is not None
 
 
 def _presented(req: falcon.asgi.Request) -> str | None:

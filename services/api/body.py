@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ import falcon.asgi
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.ids import IdKind, InvalidId, decode
+from shared.mail_address import is_mail_address
 
 from .errors import Problem
 from .wording import MAX_NAME
@@ -128,11 +128,8 @@ StandardId = Annotated[str, AfterValidator(_is(IdKind.STANDARD))]
 SubmissionId = Annotated[str, AfterValidator(_is(IdKind.SUBMISSION))]
 
 
-_EMAIL = re.compile(r"[^@\s\x00-\x1f<>,;:\"]{1,64}@[^@\s\x00-\x1f<>,;:\"]{1,255}")
-
-
 def _email(text: str) -> str:
-    if not _EMAIL.fullmatch(text):
+    if not is_mail_address(text):
         raise ValueError("must be one e-mail address, for example teacher@school.example")
     return text
 

@@ -6,6 +6,7 @@ Safe to run again: with BOOTSTRAP_FILE set, keys made before are kept there and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import uuid
@@ -32,15 +33,18 @@ insert into members (id, org_id, email, name, role) values (%s, %s, %s, %s, %s) 
 """
 _UPSERT_KEY = """
 insert into api_keys (id, org_id, member_id, name, hash, scopes) values (%s, %s, %s, %s, %s, %s)
-on conflict (id) do update set hash = excluded.hash, scopes = excluded.scopes, revoked_at = null
+on conflict (id) do update set hash = excluded.hash, scopes = excluded.scopes
 """
 
 
 def bootstrap(settings: Settings, file: Path | None) -> dict[str, Any]:
     """The keys, made now or read from ``file`` (kept readable by its owner only)."""
     kept: dict[str, str] = {}
+    if settings.environment != "local":
+        raise SystemExit("These are development keys, one of them a super admin's: for ENVIRONMENT=local only.")
     if file is not None and file.exists():
-        kept = json.loads(file.read_text())
+        with contextlib.suppress(ValueError):  # torn by a crash: new keys, then
+            kept = json.loads(file.read_text())
     with connect(settings.database_url.get_secret_value(), "gradeline-bootstrap") as conn, conn.transaction():
         conn.execute(_UPSERT_ORG, (_ORG, "Development School"))
         for member_id, name, role, field in (
@@ -56,9 +60,12 @@ def bootstrap(settings: Settings, file: Path | None) -> dict[str, Any]:
             )
     kept["webhook_secret"] = organisation_secret(settings.signing_key(), _ORG)
     if file is not None:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as out:
+        fresh = file.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             json.dump(kept, out, indent=2)
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(file)
     return kept
 
 

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-import time
 import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import falcon.media.multipart
 
 from shared.media import SNIFF_BYTES, MediaType, sniff
 from shared.settings import Settings
+from shared.storage import leftovers
 
 from .errors import Problem
 from .wording import MAX_NAME
@@ -59,11 +59,9 @@ async def receive(req: falcon.asgi.Request, settings: Settings) -> AsyncIterator
     The event loop is never held for the disk: writing, hashing and deleting happen on threads.
     """
     _check_head(req, settings)
-    folder = None
-    if settings.s3_bucket is None:
-        # In the storage folder, so that a local store can rename instead of copying.
-        settings.storage_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = settings.storage_dir
+    folder = _spool(settings)
+    if folder is not None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     spool = await asyncio.to_thread(tempfile.mkdtemp, prefix=SPOOL_PREFIX, dir=folder)
     try:
         try:
@@ -77,11 +75,13 @@ async def receive(req: falcon.asgi.Request, settings: Settings) -> AsyncIterator
 
 def sweep(settings: Settings) -> None:
     """Delete what processes that were killed had half received."""
-    if settings.s3_bucket is None:
-        for left in settings.storage_dir.glob(f"{SPOOL_PREFIX}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > settings.upload_seconds + _SPARE_SECONDS:
-                    shutil.rmtree(left, ignore_errors=True)
+    folder = _spool(settings) or Path(tempfile.gettempdir())
+    leftovers.sweep(folder, SPOOL_PREFIX, older_than=settings.upload_seconds + _SPARE_SECONDS)
+
+
+def _spool(settings: Settings) -> Path | None:
+    """In the storage folder, so that a local store can rename instead of copying; None: the system's own place."""
+    return settings.storage_dir if settings.s3_bucket is None else None
 
 
 def _check_head(req: falcon.asgi.Request, settings: Settings) -> None:

@@ -28,10 +28,10 @@ def _optional(kind: IdKind, value: UUID | None) -> str | None:
 
 
 def _error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Code, sentence and details; where a parent is named, by its public id."""
+    """Code, sentence and details; a parent by its public id, and nothing of our own code's inside."""
     if error is None:
         return None
-    details = dict(error.get("details") or {})
+    details = {k: v for k, v in (error.get("details") or {}).items() if k not in ("exception", "traceback")}
     if "parent_id" in details:
         details["parent_id"] = encode(IdKind.JOB, UUID(details["parent_id"]))
     return {"code": error.get("code"), "message": error.get("message"), "details": details}

@@ -7,7 +7,6 @@ import hashlib
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -18,6 +17,7 @@ from ._errors import ObjectCorrupt, ObjectMissing, ObjectTooLarge, StorageUnavai
 from ._files import open_regular
 from ._keys import check_key
 from ._protocol import ObjectStat
+from .leftovers import sweep
 
 __all__ = ["S3Storage"]
 
@@ -95,10 +95,7 @@ class S3Storage:
             swept, self._swept = self._swept, True
         if swept:
             return
-        for leftover in Path(tempfile.gettempdir()).glob(f"{_LOCAL_COPY}*"):
-            with suppress(OSError):  # gone, or another account's
-                if time.time() - leftover.lstat().st_mtime > _STALE_SECONDS:
-                    leftover.unlink()
+        sweep(Path(tempfile.gettempdir()), _LOCAL_COPY, older_than=_STALE_SECONDS)
 
     def read(self, key: str, limit: int) -> bytes:
         check_key(key)

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx2
 import pytest
 
 from deploy.local.servers import EmbeddedServers
+from services.api.auth import Caller
 from services.api.resources import job_events
 from services.api.resources.job_events import JobEvents
 from services.api.watch import Watcher
@@ -22,7 +23,7 @@ from shared.broker import Publisher, WakeBroker, make_redis
 from shared.db import SyncPool, open_async_pool
 from shared.ids import IdKind
 from shared.jobs import Outcome
-from tests.api.gateway import V1, Gateway, Person, accepted, claim, problem, progress, settle, upload, uuid_of
+from tests.api.gateway import V1, Gateway, Person, School, accepted, claim, problem, progress, settle, upload, uuid_of
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,7 @@ def test_a_quiet_stream_pings(database_url: str, redis_url: str, monkeypatch: py
         parts: Any = Parts()
         parts.pool = await open_async_pool(database_url, size=1, application_name="test")
         parts.watcher = Watcher(redis_url)
-        stream = JobEvents(parts)._stream(uuid4(), 0)
+        stream = JobEvents(parts)._stream(cast(Caller, None), uuid4(), 0)  # too short for its key to be asked for again
         got = [await anext(stream) for _ in range(count)]
         await stream.aclose()
         assert parts.watcher._watching == {}
@@ -257,6 +258,18 @@ def test_a_quiet_stream_pings(database_url: str, redis_url: str, monkeypatch: py
 
     # Falcon writes None as a comment line.
     assert asyncio.run(first(3)) == [None, None, None]
+
+
+def test_a_stream_ends_within_seconds_of_its_key_being_revoked(school: School, db: SyncPool) -> None:
+    watcher = school.person()
+    job_id = a_job(watcher)
+    stream = Stream(watcher, job_id)
+    stream.await_event("accepted")
+    with db.connection() as conn:
+        conn.execute("update api_keys set revoked_at = now() where member_id = %s", (watcher.member_id,))
+    assert stream.ended.wait(12)
+    settle(db, Outcome.completed(claim(db, job_id), {}))
+    assert [e["event"] for _, e in stream.events] == ["accepted"]
 
 
 def test_streams_end_within_a_second_of_sigterm(gateway: Gateway, teacher: Person) -> None:

@@ -18,7 +18,7 @@ from psycopg_pool import PoolTimeout
 from shared.jobs import TERMINAL, queries
 from shared.jobs.views import event_json
 
-from ..auth import requires
+from ..auth import CHECK_SECONDS, Caller, requires, still_valid
 from ..deps import Deps
 from ..errors import Problem
 from .jobs import find_job
@@ -49,10 +49,10 @@ class JobEvents:
             return
         resp.set_header("Cache-Control", "no-cache")
         resp.set_header("X-Accel-Buffering", "no")
-        resp.sse = self._stream(row["id"], after)
+        resp.sse = self._stream(req.context.caller, row["id"], after)
 
-    async def _stream(self, job_id: UUID, after: int) -> AsyncIterator[SSEvent | None]:
-        sent_at = time.monotonic()
+    async def _stream(self, caller: Caller, job_id: UUID, after: int) -> AsyncIterator[SSEvent | None]:
+        sent_at = checked_at = time.monotonic()
         # The server sends the answer's head with the first piece of its body: a quiet job's stream must open too.
         yield None
         async with self._deps.watcher.watching(job_id) as bell:
@@ -60,6 +60,10 @@ class JobEvents:
                 bell.clear()
                 try:
                     async with self._deps.pool.connection() as conn:
+                        if time.monotonic() - checked_at >= CHECK_SECONDS:
+                            checked_at = time.monotonic()
+                            if not await still_valid(conn, caller):
+                                return
                         rows = await (
                             await conn.execute(queries.EVENTS, {"job_id": job_id, "after": after, "limit": _PAGE})
                         ).fetchall()

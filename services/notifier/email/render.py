@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +16,12 @@ from typing import Any
 from services.notifier.subjects import BatchSubject, JobSubject, Subject
 from shared.contracts import JOB_TYPES, UnknownJobType
 from shared.ids import IdKind, encode
+from shared.mail_address import is_mail_address
 
 __all__ = ["InvalidAddress", "Mail", "check_address", "clean", "compose", "render", "sender_domain"]
 
 _OUTCOME = {"completed": "finished", "failed": "failed", "cancelled": "was cancelled"}
 # RFC 5321 atoms and domain labels, ASCII only: what every server takes, and nothing that could end a header.
-_ADDRESS = re.compile(
-    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+)*"
-    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
-)
 _MAX_NAME = 120
 
 
@@ -44,7 +40,7 @@ class Mail:
 
 def check_address(address: str) -> str:
     """One address of at most 254 characters, 64 before the @ (RFC 5321). Raises InvalidAddress."""
-    if len(address) > 254 or len(address.partition("@")[0]) > 64 or not _ADDRESS.fullmatch(address):
+    if not is_mail_address(address):
         raise InvalidAddress("not a mail address")
     return address
 

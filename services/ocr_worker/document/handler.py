@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Final, NoReturn, Protocol, TypeAlias
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from shared.jobs.context import Done, Handler, JobContext
 from shared.jobs.errors import JobError, PermanentError, RetryableError
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.storage.leftovers import sweep
 
 from .saving import Saving, document_gone
 
@@ -29,6 +30,9 @@ __all__ = ["DocumentReader", "WorkerDeps", "build"]
 
 _STARTED: Final = 5
 _READ: Final = 95
+# Page images on their way to storage. No attempt lasts longer than an hour.
+_SCRATCH: Final = "gradeline-pages-"
+_SCRATCH_SECONDS: Final = 7200.0
 _STOP_SECONDS: Final = 2.0
 # A document whose words average less than this is looked at by a person.
 _REVIEW_BELOW: Final = 0.80
@@ -56,6 +60,7 @@ class WorkerDeps(Protocol):
 
 def build(deps: WorkerDeps) -> Handler[OcrPayload, OcrResult]:
     """The handler of ``ocr.document``. Its processes start with the first job and end with the worker."""
+    sweep(Path(gettempdir()), _SCRATCH, older_than=_SCRATCH_SECONDS)
     reader = DocumentReader(deps.settings, deps.storage)
     deps.on_close(reader.close)
     return Handler(OCR_DOCUMENT, reader.run)
@@ -96,7 +101,7 @@ class DocumentReader:
         try:
             with (
                 self._storage.open_local(source.storage_key) as path,
-                TemporaryDirectory(prefix="gradeline-") as folder,
+                TemporaryDirectory(prefix=_SCRATCH) as folder,
                 closing(self._read(ctx, path, source, Path(folder))) as reading,
             ):
                 pages = []
