@@ -7,7 +7,8 @@ export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run status test check format bench bench-ocr bench-uploads setup setup-dev lock clean
+.PHONY: help demo run status test check format bench bench-ocr bench-uploads bench-engine bench-recovery \
+        setup setup-dev setup-bench lock clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,7 +35,7 @@ format: setup-dev  ## Put the code in shape
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: bench-uploads bench-ocr  ## All benchmarks, each beside its floor or peer in the same run
+bench: bench-uploads bench-ocr bench-engine bench-recovery  ## All benchmarks, each beside its floor or peer in the same run
 
 bench-uploads: setup-dev  ## Latency of POST /uploads with 1 MB, and the idle stack's memory
 	@$(PY) -m bench.uploads
@@ -42,8 +43,15 @@ bench-uploads: setup-dev  ## Latency of POST /uploads with 1 MB, and the idle st
 bench-ocr: setup-dev  ## Reading through the platform beside a bare RapidOCR loop (OCR_DATA=folder of pages)
 	@$(PY) -m bench.ocr_platform
 
+bench-engine: setup-bench  ## The job engine beside Dramatiq, Celery, Procrastinate and PgQueuer (ARGS="drain --jobs 5000")
+	@$(PY) -m bench.engine $(ARGS)
+
+bench-recovery: setup-bench  ## How long a worker's job waits after kill -9, beside Dramatiq and Celery (3 min)
+	@$(PY) -m bench.engine recovery $(ARGS)
+
 setup: $(VENV)/.run-installed
 setup-dev: $(VENV)/.dev-installed
+setup-bench: $(VENV)/.bench-installed
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -61,12 +69,18 @@ $(VENV)/.dev-installed: requirements/dev.lock | $(VENV)/bin/python
 	@$(PY) -m pip install --quiet --require-hashes --requirement requirements/dev.lock
 	@touch $@ $(VENV)/.run-installed
 
+$(VENV)/.bench-installed: requirements/bench.lock | $(VENV)/.dev-installed
+	@echo "Installing the peers that the engine is measured against into $(VENV) (hash-locked, once) …"
+	@$(PY) -m pip install --quiet --require-hashes --requirement requirements/bench.lock
+	@touch $@
+
 EXTRAS := --extra api --extra ocr --extra grading --extra notifier --extra scheduler --extra local
 COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 lock:  ## Renew the hash-locked requirements from pyproject.toml (needs uv)
 	@$(COMPILE) $(EXTRAS) --output-file requirements/run.lock
 	@$(COMPILE) $(EXTRAS) --extra dev --constraints requirements/run.lock --output-file requirements/dev.lock
+	@$(COMPILE) --extra bench --constraints requirements/dev.lock --output-file requirements/bench.lock
 
 clean:  ## Remove what was set up; var/ (data) stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

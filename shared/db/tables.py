@@ -74,6 +74,10 @@ sa.Table(
     _id(),
     _text("name", nullable=False),
     _int("webhook_secret_version", nullable=False, server_default=sa.text("1")),
+    # How long ended jobs and files are kept, in hours, and how many ended jobs: null is the deployment's setting.
+    _int("job_retention_hours"),
+    _int("job_retention_count"),
+    _int("file_retention_hours"),
     _created(),
 )
 
@@ -121,7 +125,8 @@ jobs = sa.Table(
     _int("attempt", nullable=False, server_default=_ZERO),  # the fencing token: one more at every claim
     _int("max_retries", nullable=False),
     _int("retry_count", nullable=False, server_default=_ZERO),
-    _int("stall_count", nullable=False, server_default=_ZERO),
+    _int("stall_count", nullable=False, server_default=_ZERO),  # leases that ran out though the worker was alive
+    _int("crash_count", nullable=False, server_default=_ZERO),  # processes that died while they held it
     _int("pending_parents", nullable=False, server_default=_ZERO),
     _flag("has_children"),
     _int("progress", nullable=False, server_default=_ZERO),
@@ -137,6 +142,12 @@ jobs = sa.Table(
     _time("lease_until"),
     _uuid("worker_id"),
     _uuid("batch_id"),
+    _text("concurrency_key"),
+    _int("concurrency_limit", nullable=False, server_default=sa.text("1")),
+    _text("unique_key"),
+    # Why a queued job is not among those that a claim looks at (states.Hold): 0 nothing, 1 its concurrency key is
+    # taken, 2 it runs alone.
+    sa.Column("hold", sa.SmallInteger, nullable=False, server_default=_ZERO),
     _text("step"),
     _json("payload", nullable=False),
     _json("metadata", nullable=False, server_default=_EMPTY),
@@ -158,11 +169,76 @@ sa.Index(
     jobs.c.priority,
     jobs.c.run_at,
     jobs.c.id,
-    postgresql_where=sa.text("status = 'queued'"),
+    postgresql_where=sa.text("status = 'queued' and hold = 0"),
 )
 sa.Index("jobs_running_idx", jobs.c.queue, jobs.c.org_id, postgresql_where=sa.text("status = 'processing'"))
-sa.Index("jobs_org_idx", jobs.c.org_id, jobs.c.id)
+# Of jobs with a concurrency key only: those that a claim may take, those held back, and those that run.
+sa.Index(
+    "jobs_keyed_idx",
+    jobs.c.queue,
+    postgresql_where=sa.text("status = 'queued' and hold = 0 and concurrency_key is not null"),
+)
+sa.Index(
+    "jobs_held_idx",
+    jobs.c.queue,
+    jobs.c.hold,
+    jobs.c.org_id,
+    jobs.c.concurrency_key,
+    jobs.c.priority,
+    jobs.c.run_at,
+    postgresql_where=sa.text("status = 'queued' and hold > 0"),
+)
+sa.Index(
+    "jobs_key_running_idx",
+    jobs.c.queue,
+    jobs.c.org_id,
+    jobs.c.concurrency_key,
+    postgresql_where=sa.text("status = 'processing' and concurrency_key is not null"),
+)
+sa.Index("jobs_unique_idx", jobs.c.org_id, jobs.c.unique_key, postgresql_where=sa.text("unique_key is not null"))
+# Lists: an organisation's, and a member's own. A list of all statuses merges six of these ranges.
+sa.Index("jobs_org_idx", jobs.c.org_id, jobs.c.status, jobs.c.id)
+sa.Index(
+    "jobs_member_idx", jobs.c.created_by, jobs.c.status, jobs.c.id, postgresql_where=sa.text("created_by is not null")
+)
 sa.Index("jobs_batch_idx", jobs.c.batch_id, jobs.c.id, postgresql_where=sa.text("batch_id is not null"))
+# Throughput and latency of the last minutes; retention by age.
+sa.Index("jobs_finished_idx", jobs.c.queue, jobs.c.finished_at, postgresql_where=sa.text("finished_at is not null"))
+
+# What is allowed at once and at what pace. ``scope`` says of what: a queue as a whole; an organisation in it
+# (``org_id`` nil: each organisation for itself); a concurrency key of an organisation's jobs in it.
+_NIL = sa.text("'00000000-0000-0000-0000-000000000000'::uuid")
+sa.Table(
+    "queue_limits",
+    metadata,
+    _text("queue", nullable=False),
+    _text("scope", nullable=False),
+    _uuid("org_id", nullable=False, server_default=_NIL),
+    _text("concurrency_key", nullable=False, server_default=""),
+    _time("paused_at"),
+    _text("paused_by"),  # an actor: member:…
+    _text("pause_reason"),
+    _int("max_running"),
+    _int("start_limit"),  # starts in start_period seconds, and the burst
+    sa.Column("start_period", sa.Float),
+    _time("updated_at", nullable=False, server_default=_now),
+    sa.PrimaryKeyConstraint("queue", "scope", "org_id", "concurrency_key"),
+    sa.CheckConstraint("scope in ('queue', 'organisation', 'key')", name="scope"),
+    sa.CheckConstraint("max_running >= 0 and start_limit > 0 and start_period > 0", name="positive"),
+)
+
+# The token buckets of start limits, one a queue, organisation or key that has started something.
+sa.Table(
+    "start_buckets",
+    metadata,
+    _text("queue", nullable=False),
+    _text("scope", nullable=False),
+    _uuid("org_id", nullable=False, server_default=_NIL),
+    _text("concurrency_key", nullable=False, server_default=""),
+    sa.Column("tokens", sa.Float, nullable=False),
+    _time("filled_at", nullable=False, server_default=_now),
+    sa.PrimaryKeyConstraint("queue", "scope", "org_id", "concurrency_key"),
+)
 
 sa.Table(
     "job_events",
@@ -203,12 +279,15 @@ batches = sa.Table(
     _int("cancelled", nullable=False, server_default=_ZERO),
     _json("metadata", nullable=False, server_default=_EMPTY),
     _text("webhook_url"),
+    _uuid("completion_job_id"),  # waits for the batch to finish, then runs
     _created(),
     _time("finished_at"),
+    _time("cancelled_at"),
+    _uuid("cancelled_by"),
 )
 sa.Index("batches_org_idx", batches.c.org_id, batches.c.id)
 
-sa.Table(
+workers = sa.Table(
     "workers",
     metadata,
     _id(),
@@ -216,9 +295,12 @@ sa.Table(
     _text("host", nullable=False),
     _int("pid", nullable=False),
     _int("concurrency", nullable=False),
+    sa.Column("lease_seconds", sa.Float, nullable=False, server_default=sa.text("15")),
+    sa.Column("job_types", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
     _time("started_at", nullable=False, server_default=_now),
     _time("seen_at", nullable=False, server_default=_now),
 )
+sa.Index("workers_queue_idx", workers.c.queue, workers.c.seen_at)
 
 sa.Table(
     "idempotency_keys",
@@ -248,6 +330,7 @@ documents = sa.Table(
     _int("page_count"),
     _created(),
     _time("read_at"),
+    _time("files_deleted_at"),  # by retention: the text stays
 )
 sa.Index("documents_org_idx", documents.c.org_id, documents.c.id)
 

@@ -1,6 +1,6 @@
 """The one state machine of a job: statuses, and the only transitions that exist between them.
 
-Every statement that changes a status is built from this table (``_sql.py``); no status is written as a
+Every statement that changes a status is built from this table (``_sql/``); no status is written as a
 string anywhere else, and a test holds that.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-__all__ = ["ACTIVE", "TERMINAL", "TRANSITIONS", "EventKind", "Priority", "Status", "Transition", "allowed"]
+__all__ = ["ACTIVE", "TERMINAL", "TRANSITIONS", "EventKind", "Hold", "Priority", "Status", "Transition", "allowed"]
 
 
 class Status(StrEnum):
@@ -43,6 +43,14 @@ class Priority(IntEnum):
         return self.name.lower()
 
 
+class Hold(IntEnum):
+    """Why a queued job is not among those that a claim looks at. Not a status: it comes and goes by itself."""
+
+    NONE = 0
+    KEY = 1  # as many jobs of its concurrency key run as may
+    ALONE = 2  # two processes died while they held it: it runs in a process that runs nothing else
+
+
 class EventKind(StrEnum):
     """What an event says happened. Progress and log change no status."""
 
@@ -55,9 +63,12 @@ class EventKind(StrEnum):
     RETRYING = "retrying"
     SNOOZED = "snoozed"
     RELEASED = "released"  # given back by a stopping worker
-    STALLED = "stalled"  # its lease ran out
+    STALLED = "stalled"  # its lease ran out, though its worker was alive
+    CRASHED = "crashed"  # its worker died, or was cut off
     FAILED = "failed"
     CANCELLED = "cancelled"
+    REDRIVEN = "redriven"  # by a person: once more from the start
+    REVIVED = "revived"  # its parent was redriven, so it waits again
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +92,12 @@ TRANSITIONS: tuple[Transition, ...] = (
     _t(EventKind.SNOOZED, Status.QUEUED, Status.PROCESSING),
     _t(EventKind.RELEASED, Status.QUEUED, Status.PROCESSING),
     _t(EventKind.STALLED, Status.QUEUED, Status.PROCESSING),
-    # A waiting job fails when a parent did; a processing one by its handler or by too many stalls.
+    _t(EventKind.CRASHED, Status.QUEUED, Status.PROCESSING),
+    # A waiting job fails when a parent did; a processing one by its handler, or by too many stalls or crashes.
     _t(EventKind.FAILED, Status.FAILED, Status.PROCESSING, Status.WAITING),
     _t(EventKind.CANCELLED, Status.CANCELLED, Status.WAITING, Status.QUEUED, Status.PROCESSING),
+    _t(EventKind.REDRIVEN, Status.QUEUED, Status.FAILED, Status.CANCELLED),
+    _t(EventKind.REVIVED, Status.WAITING, Status.FAILED, Status.CANCELLED),
 )
 
 _BY_KIND = {t.kind: t for t in TRANSITIONS}

@@ -47,7 +47,7 @@ def test_no_status_is_written_as_a_string_outside_the_state_machine() -> None:
     offenders = []
     for folder in ("shared", "services"):
         for path in (root / folder).rglob("*.py"):
-            if path.name in {"states.py", "tables.py", "0001_first_schema.py"}:
+            if path.name in {"states.py", "tables.py"} or path.parent.name == "versions":
                 continue
             text = path.read_text()
             # Only where jobs' status is written: an assignment in SQL or a comparison with the column.
