@@ -176,6 +176,8 @@ sa.Index("jobs_running_idx", jobs.c.queue, jobs.c.org_id, postgresql_where=sa.te
 sa.Index(
     "jobs_keyed_idx",
     jobs.c.queue,
+    jobs.c.org_id,
+    jobs.c.concurrency_key,
     postgresql_where=sa.text("status = 'queued' and hold = 0 and concurrency_key is not null"),
 )
 sa.Index(

@@ -12,8 +12,8 @@ from .errors import (
     Snooze,
     WorkerStopping,
 )
-from .models import ClaimedJob, LostLease, Moved, NewBatch, NewJob, OnFailure, Outcome, ParentEdge, Wake
-from .states import ACTIVE, TERMINAL, TRANSITIONS, EventKind, Priority, Status, Transition
+from .models import ClaimedJob, LostLease, Moved, NewBatch, NewJob, OnFailure, Outcome, ParentEdge, Unique, Wake
+from .states import ACTIVE, TERMINAL, TRANSITIONS, EventKind, Hold, Priority, Status, Transition
 from .submit import Accepted, insert_batch, insert_batch_async, submit, submit_async, validate
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Done",
     "EventKind",
     "Handler",
+    "Hold",
     "InvalidSubmit",
     "JobCancelled",
     "JobContext",
@@ -45,6 +46,7 @@ __all__ = [
     "Snooze",
     "Status",
     "Transition",
+    "Unique",
     "Wake",
     "WorkerStopping",
     "insert_batch",

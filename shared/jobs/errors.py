@@ -7,6 +7,7 @@ to do, never text out of the student's work.
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 __all__ = [
     "InvalidSubmit",
@@ -80,13 +81,15 @@ class WorkerStopping(_Interrupt):
 
 
 class InvalidSubmit(ValueError):
-    """The job was refused before it was accepted. ``param`` names the field at fault."""
+    """The job was refused before it was accepted. ``param`` names the field at fault; ``existing``, where there is
+    one, the job that has the same unique key."""
 
-    def __init__(self, code: str, param: str, message: str) -> None:
+    def __init__(self, code: str, param: str, message: str, existing: UUID | None = None) -> None:
         super().__init__(code, param, message)
         self.code = code
         self.param = param
         self.message = message
+        self.existing = existing
 
     def __str__(self) -> str:
         return f"{self.param}: {self.message}"

@@ -8,9 +8,20 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from .states import EventKind, Priority, Status, allowed
+from .states import ACTIVE, EventKind, Priority, Status, allowed
 
-__all__ = ["ClaimedJob", "LostLease", "Moved", "NewBatch", "NewJob", "OnFailure", "Outcome", "ParentEdge", "Wake"]
+__all__ = [
+    "ClaimedJob",
+    "LostLease",
+    "Moved",
+    "NewBatch",
+    "NewJob",
+    "OnFailure",
+    "Outcome",
+    "ParentEdge",
+    "Unique",
+    "Wake",
+]
 
 # What becomes of a waiting child whose parent fails: it fails too, is cancelled, or runs all the same.
 # A cancelled parent cancels the child, except for ``run``.
@@ -19,10 +30,21 @@ OnFailure = Literal["fail", "cancel", "run"]
 
 @dataclass(frozen=True, slots=True)
 class ParentEdge:
-    """Wait for ``parent_id``: a job earlier in the same submit, or one of the same organisation accepted before."""
+    """Wait for ``parent_id``: a job of the same submit, or one of the same organisation accepted before."""
 
     parent_id: UUID
     on_failure: OnFailure = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """At most one job of an organisation with this ``key`` in any of ``statuses``, accepted in the last ``period``
+    seconds (None: ever). A second one is refused (``reject``), or stands for the first (``return``)."""
+
+    key: str
+    statuses: frozenset[Status] = ACTIVE
+    period: float | None = None
+    on_conflict: Literal["reject", "return"] = "reject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +65,12 @@ class NewJob:
     webhook_url: str | None = None
     notify_email: str | None = None
     parents: tuple[ParentEdge, ...] = ()
+    # Of an organisation's jobs in a queue with the same key, at most concurrency_limit run at once.
+    concurrency_key: str | None = None
+    concurrency_limit: int = 1
+    unique: Unique | None = None
+    # The completion job of this batch: waits until all of the batch's jobs have ended, however they did.
+    after_batch: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +100,7 @@ class ClaimedJob:
     max_retries: int
     retry_count: int
     stall_count: int
+    crash_count: int
     time_limit: float
     batch_id: UUID | None
     payload: Any
@@ -79,6 +108,8 @@ class ClaimedJob:
     run_at: datetime
     started_at: datetime
     event_seq: int
+    concurrency_key: str | None
+    has_followers: bool  # more than the job itself changes when it ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,34 @@ or ends follow in the same transaction. All stand or fall together (DESIGN invar
 Parameters are psycopg's named ones. All times are the database's.
 """
 
-from .accept import ADOPT, SUBMIT
-from .attempt import HEARTBEAT, LOG, PROGRESS, RESCUE, SETTLE
-from .claim import CLAIM
-from .follow import BLOCK, CANCEL, FREE
+from .accept import ADOPT, COLUMNS, LOCK_UNIQUE, SUBMIT, SUBMIT_ONE, UNIQUE
+from .attempt import HEARTBEAT, LOG, PROGRESS, RELEASE_ORPHANS, RESCUE, SETTLE, SETTLE_PLAIN
+from .claim import CLAIM, CLAIM_ALONE, CLAIM_LIMITED, LOCK, RESERVE, UNHOLD, UNHOLD_ALL
+from .follow import BLOCK, CANCEL, COMPLETE_BATCH, FREE
 
-__all__ = ["ADOPT", "BLOCK", "CANCEL", "CLAIM", "FREE", "HEARTBEAT", "LOG", "PROGRESS", "RESCUE", "SETTLE", "SUBMIT"]
+__all__ = [
+    "ADOPT",
+    "BLOCK",
+    "CANCEL",
+    "CLAIM",
+    "CLAIM_ALONE",
+    "CLAIM_LIMITED",
+    "COLUMNS",
+    "COMPLETE_BATCH",
+    "FREE",
+    "HEARTBEAT",
+    "LOCK",
+    "LOCK_UNIQUE",
+    "LOG",
+    "PROGRESS",
+    "RELEASE_ORPHANS",
+    "RESCUE",
+    "RESERVE",
+    "SETTLE",
+    "SETTLE_PLAIN",
+    "SUBMIT",
+    "SUBMIT_ONE",
+    "UNHOLD",
+    "UNHOLD_ALL",
+    "UNIQUE",
+]

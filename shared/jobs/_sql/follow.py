@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..states import TERMINAL, EventKind, Status, allowed
 from .parts import DONE, FOLLOW_UPS, MOVED, QUEUED, WAITING, among, sources
 
-__all__ = ["BLOCK", "CANCEL", "FREE"]
+__all__ = ["BLOCK", "CANCEL", "COMPLETE_BATCH", "FREE"]
 
 
 # Cancel jobs, wherever they are. A running one's worker learns it from its next heartbeat; its writes are
@@ -40,14 +40,29 @@ with freed as (
          status = case when c.pending_parents <= f.parents then {QUEUED} else c.status end,
          event_seq = c.event_seq + case when c.pending_parents <= f.parents then 1 else 0 end
     from freed f where c.id = f.child_id and c.status in {sources(EventKind.UNBLOCKED)}
-  returning c.id, c.org_id, c.queue, c.priority, c.status, c.event_seq, c.attempt, c.batch_id, c.run_at
+  returning c.id, c.org_id, c.queue, c.priority, c.status, c.event_seq, c.attempt, c.run_at
 ), event as (
   insert into job_events (job_id, seq, org_id, kind, attempt, actor)
   select id, event_seq, org_id, '{EventKind.UNBLOCKED.value}', attempt, 'parents' from moved where status = {QUEUED}
 )
-select 'freed' as what, id, org_id, queue, priority, status, attempt, batch_id, run_at <= now() as due,
-       false as has_children
+select 'freed' as what, id, org_id, queue, priority, status, run_at <= now() as due, false as has_children,
+       null as concurrency_key
   from moved where status = {QUEUED}
+"""
+
+# Queue the completion jobs of batches that finished.
+COMPLETE_BATCH = f"""
+with moved as (
+  update jobs j set pending_parents = 0, status = {QUEUED}, event_seq = j.event_seq + 1
+   where j.id = any(%(ids)s) and j.status in {sources(EventKind.UNBLOCKED)}
+  returning j.id, j.org_id, j.queue, j.priority, j.status, j.event_seq, j.attempt, j.run_at
+), event as (
+  insert into job_events (job_id, seq, org_id, kind, attempt, actor)
+  select id, event_seq, org_id, '{EventKind.UNBLOCKED.value}', attempt, 'batch' from moved
+)
+select 'freed' as what, id, org_id, queue, priority, status, run_at <= now() as due, false as has_children,
+       null as concurrency_key
+  from moved
 """
 
 # End the waiting children of parents that did not complete, as each edge says. A cancelled parent cancels;

@@ -8,8 +8,11 @@ from shared.contracts import NOTIFY_EMAIL, NOTIFY_WEBHOOK
 
 from ..states import TERMINAL, EventKind, Priority, Status, allowed
 
+__all__ = ["DONE", "FOLLOW_UPS", "MOVED", "QUEUED", "RUNNING", "WAITING", "among", "sources"]
+
 
 def among(statuses: Iterable[Status]) -> str:
+    """A SQL list of statuses."""
     return "(" + ", ".join(f"'{s.value}'" for s in sorted(statuses)) + ")"
 
 
@@ -25,11 +28,11 @@ RUNNING = f"'{Status.PROCESSING.value}'"
 
 # What every statement that moves jobs returns from its ``moved`` CTE, in this order.
 MOVED = """j.id, j.org_id, j.created_by, j.type, j.queue, j.status, j.priority, j.attempt, j.event_seq,
-         j.batch_id, j.webhook_url, j.notify_email, j.run_at, j.has_children"""
+         j.batch_id, j.webhook_url, j.notify_email, j.run_at, j.has_children, j.concurrency_key"""
 
 # What follows from jobs that moved: their events, their batches' counters, and the notifications owed.
-# Children follow by FREE and BLOCK, in the same transaction.
-# ``moved`` carries event_kind, event_actor, event_data beside MOVED.
+# Children, and the completion jobs of batches that finished, follow by FREE, BLOCK and COMPLETE_BATCH, in the same
+# transaction. ``moved`` carries event_kind, event_actor, event_data beside MOVED.
 FOLLOW_UPS = f"""
 , moved_event as (
   insert into job_events (job_id, seq, org_id, kind, attempt, actor, data)
@@ -46,7 +49,7 @@ FOLLOW_UPS = f"""
          finished_at = case when b.completed + b.failed + b.cancelled + t.completed + t.failed + t.cancelled >= b.total
                             then now() end
     from tally t where b.id = t.batch_id
-  returning b.id, b.org_id, b.created_by, b.webhook_url, b.finished_at
+  returning b.id, b.org_id, b.created_by, b.webhook_url, b.finished_at, b.completion_job_id
 ), owed as (
   select m.org_id, m.created_by, n.type, n.queue, n.time_limit, n.max_retries,
          jsonb_build_object(n.target_field, n.target, 'event', 'job.' || m.status, 'subject_id', m.id,
@@ -73,8 +76,11 @@ FOLLOW_UPS = f"""
   insert into job_events (job_id, seq, org_id, kind, actor)
   select id, 1, org_id, '{EventKind.ACCEPTED.value}', 'outbox' from note
 )
-select 'moved' as what, id, org_id, queue, priority, status, attempt, batch_id, run_at <= now() as due,
-       has_children from moved
+select 'moved' as what, id, org_id, queue, priority, status, run_at <= now() as due, has_children, concurrency_key
+  from moved
 union all
-select 'owed', id, org_id, queue, priority, status, attempt, batch_id, true, false from note
+select 'owed', id, org_id, queue, priority, status, true, false, null from note
+union all
+select 'batch', completion_job_id, org_id, null, null, null, false, false, null
+  from batch where finished_at is not null and completion_job_id is not null
 """

@@ -61,9 +61,14 @@ def settle(pool: SyncPool, *outcomes: Outcome) -> Any:
         return store.settle(conn, WORKER, outcomes)
 
 
+def beat(pool: SyncPool) -> Any:
+    with pool.connection() as conn:
+        return store.heartbeat(conn, store.WorkerIdentity(WORKER, "ocr", "here", 1, 3), [], 15)
+
+
 def rescue(pool: SyncPool) -> Any:
     with pool.connection() as conn, conn.transaction():
-        return store.rescue(conn)
+        return store.rescue(conn, settle_seconds=0)
 
 
 def row(pool: SyncPool, id: UUID) -> dict[str, Any]:
@@ -195,7 +200,7 @@ class TestFence:
         assert settle(pool, Outcome.completed(old, {"from": "old"})).jobs == ()
         assert settle(pool, Outcome.completed(new, {"from": "new"})).jobs == ((job.id, Status.COMPLETED),)
         assert row(pool, job.id)["result"] == {"from": "new"}
-        assert kinds(pool, job.id) == ["accepted", "started", "stalled", "started", "completed"]
+        assert kinds(pool, job.id) == ["accepted", "started", "crashed", "started", "completed"]
 
     def test_a_job_completes_once(self, pool: SyncPool, make: Make) -> None:
         accept(pool, make())
@@ -277,9 +282,41 @@ class TestRescue:
         accept(pool, job)
         for _ in range(3):
             assert claim(pool, lease=-1)
+            beat(pool)  # its worker is alive all the time
             rescue(pool)
         stored = row(pool, job.id)
-        assert (stored["status"], stored["error"]["code"], stored["retry_count"]) == (Status.FAILED, "job.stalled", 0)
+        assert (stored["status"], stored["error"]["code"]) == (Status.FAILED, "job.stalled")
+        assert (stored["stall_count"], stored["crash_count"], stored["retry_count"]) == (3, 0, 0)
+
+    def test_a_job_that_two_processes_died_with_runs_alone_and_is_set_aside_the_third_time(
+        self, pool: SyncPool, make: Make
+    ) -> None:
+        job = make(max_retries=10)
+        accept(pool, job)
+        for _ in range(2):
+            assert claim(pool, lease=-1)
+            rescue(pool)
+        claims = claim(pool)
+        assert (list(claims), claims.alone) == ([], True)
+        with pool.connection() as conn:
+            assert store.claim(conn, queue="ocr", worker_id=WORKER, lease_seconds=-1, alone=True)
+        rescue(pool)
+        stored = row(pool, job.id)
+        assert (stored["status"], stored["error"]["code"]) == (Status.FAILED, "job.crashed")
+        assert (stored["stall_count"], stored["crash_count"], stored["retry_count"]) == (0, 3, 0)
+
+    def test_one_process_at_a_time_makes_room_for_a_job_that_runs_alone(self, pool: SyncPool, make: Make) -> None:
+        accept(pool, make())
+        for _ in range(2):
+            claim(pool, lease=-1)
+            rescue(pool)
+        other = uuid4()
+        with pool.connection() as conn:
+            assert store.reserve(conn, queue="ocr", worker_id=WORKER)
+            assert not store.reserve(conn, queue="ocr", worker_id=other)
+            assert claim(pool).alone is False
+            assert not store.claim(conn, queue="ocr", worker_id=other, lease_seconds=30, alone=True)
+            assert store.claim(conn, queue="ocr", worker_id=WORKER, lease_seconds=30, alone=True)
 
     def test_two_rescuers_at_once_charge_a_stall_once(self, pool: SyncPool, make: Make) -> None:
         jobs = [make() for _ in range(30)]
@@ -288,7 +325,7 @@ class TestRescue:
         with ThreadPoolExecutor(4) as threads:
             found = list(threads.map(lambda _: len(rescue(pool).jobs), range(4)))
         assert sum(found) == 30
-        assert {row(pool, j.id)["stall_count"] for j in jobs} == {1}
+        assert {row(pool, j.id)["crash_count"] for j in jobs} == {1}
 
 
 class TestCancel:
