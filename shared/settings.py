@@ -55,6 +55,7 @@ class Settings(BaseSettings):
 
     # Worker runtime
     worker_concurrency: int = Field(default=3, ge=1)
+    worker_start_rate: float = Field(default=10.0, ge=0)  # job starts a second and process; 0: no limit
     lease_seconds: float = Field(default=15.0, gt=0)
     heartbeat_seconds: float = Field(default=1.0, gt=0)
     shutdown_grace_seconds: float = 25.0
@@ -66,6 +67,15 @@ class Settings(BaseSettings):
     # Scheduler
     rescue_seconds: float = 5.0
     rewake_seconds: float = 1.0
+    prune_seconds: float = Field(default=30.0, gt=0)
+
+    # Retention: how long what has ended is kept, and how many ended jobs an organisation keeps (0: all of them).
+    # An organisation's own columns come first. Results go with their jobs; readings, submissions and gradings stay.
+    retention_hours: float = Field(default=24.0, ge=0)  # completed and cancelled jobs
+    dead_letter_hours: float = Field(default=168.0, ge=0)  # failed ones
+    retention_count: int = Field(default=0, ge=0)
+    file_retention_hours: float = Field(default=24.0, ge=0)  # uploads and page images
+    file_review_days: float = Field(default=30.0, ge=0)  # those of work that a teacher has yet to look at
 
     def signing_key(self) -> bytes:
         """The secret key as bytes. Raises ValueError when it is missing, with the remedy."""

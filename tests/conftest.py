@@ -72,6 +72,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         storage_dir=tmp_path / "storage",
         webhook_allow_networks="127.0.0.0/8",
         lease_seconds=2.0,
+        worker_start_rate=0,
         heartbeat_seconds=0.2,
         shutdown_grace_seconds=1.0,
     )

@@ -95,9 +95,10 @@ class Watcher:
                 await asyncio.sleep(POLL_SECONDS)
 
     def _ring(self, data: bytes) -> None:
-        try:
-            job_id = UUID(data.decode())
-        except ValueError:
-            return
-        for event in self._watching.get(job_id, ()):
-            event.set()
+        for text in data.split(b","):
+            try:
+                job_id = UUID(text.decode())
+            except ValueError:
+                continue
+            for event in self._watching.get(job_id, ()):
+                event.set()

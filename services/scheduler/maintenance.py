@@ -48,8 +48,10 @@ def rescue(pool: SyncPool, publisher: Publisher) -> int:
 
 
 def rewake(pool: SyncPool, publisher: Publisher, client: redis.Redis) -> int:
-    """Ring for due jobs that have no wake-up in Redis: lost ones, and those whose time has come. Returns how many."""
+    """Ring for due jobs that have no wake-up in Redis: lost ones, those whose time has come, and those whose
+    concurrency key came free unseen. Returns how many."""
     with pool.connection() as conn:
+        publisher.wake(store.unhold(conn))
         due = store.due_queues(conn)
     sent = 0
     for queue, jobs, job_id in due:

@@ -1,13 +1,13 @@
 """Receiving wake-ups: the consumer of one queue, with what FACTS.md knows of Dramatiq's own put right.
 
-No thread that runs jobs ever talks to Redis: acknowledgements are owed, and paid by the consumer's thread at its next
-fetch. While Redis cannot be reached the consumer makes wake-ups of its own, so that work goes on from Postgres alone.
+A wake-up says "look", so it is acknowledged as soon as it is here; what the consumer hands to the worker threads are
+the jobs that it then claims. No thread that runs jobs ever talks to Redis. While that cannot be reached, the consumer
+looks by itself, so that work goes on from Postgres alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -20,90 +20,114 @@ from dramatiq.brokers.redis import _RedisConsumer
 
 from shared.telemetry import metrics
 
-from .factory import NAMESPACE, bell_channel, wake_message
+from .claimer import Claimer
+from .factory import NAMESPACE, bell_channel, run_actor_name
+from .run import Run
 
 if TYPE_CHECKING:
     from .factory import WakeBroker
 
-__all__ = ["CLAIMED", "IDLE_POLL_SECONDS", "POLL_SECONDS", "REQUEUE", "WakeConsumer"]
+__all__ = ["IDLE_POLL_SECONDS", "POLL_SECONDS", "RunMessage", "WakeConsumer"]
 
 # While Redis is away, an idle consumer asks Postgres this often; one that found work asks again at once.
 POLL_SECONDS = 1.0
 # With Redis well and no wake-up, it asks this often all the same: what bounds a wake-up lost while no scheduler runs.
 IDLE_POLL_SECONDS = 15.0
-# Options that Claim sets on a message, for its consumer: it led to a job; it goes back to the queue.
-CLAIMED = "claimed"
-REQUEUE = "requeue"
-_LOCAL = "local"  # made here, unknown to Redis
+# Wake-ups taken at a time. One is as good as many, and what is not needed here must not cost a claim each.
+_FETCH = 64
 _ID = "redis_message_id"
-_OURS = {_ID, _LOCAL}
+
+
+class RunMessage(MessageProxy):
+    """What worker threads are handed: a claimed job. Unknown to Redis."""
+
+    def __init__(self, queue_name: str, run: Run) -> None:
+        actor = run_actor_name(queue_name, run.claimed.priority)
+        super().__init__(Message(queue_name, actor, (), {}, {}, message_id="", message_timestamp=0))
+        self.run = run
 
 
 class WakeConsumer(_RedisConsumer):
-    """Fetches wake-ups; rests on the bell when there are none, and on a freed slot when it holds enough."""
+    """Claims when woken, when a thread has come free and there may be more, and once in a while; else rests on the
+    bell."""
 
     def __init__(self, broker: WakeBroker, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(broker, queue_name, prefetch, timeout)  # type: ignore[no-untyped-call]
-        self._freed = threading.Event()
+        if broker.claimer is None:
+            raise RuntimeError("a broker that consumes needs a claimer")
+        self._claimer: Claimer = broker.claimer
+        self._freed = broker.claimer.freed
         self._bell: redis.client.PubSub | None = None
-        self._owed: deque[tuple[str, str]] = deque()  # (command, raw id)
-        self._asked_at = time.monotonic()  # when work was last looked for in Postgres by a wake-up from here
+        self._owed: list[str] = []  # raw ids of wake-ups to acknowledge
+        self._claimed: deque[Run] = deque()
+        self._asked_at = time.monotonic()  # when work was last looked for in Postgres
 
     # -- called by Dramatiq's consumer thread
 
     def __next__(self) -> MessageProxy | None:
-        try:
-            if self.broker.draining.is_set():
-                self._give_back()
-                self._rest()
-                return None
-            if self.message_cache:
-                return self._take(self.message_cache.pop(0))
-            if self.outstanding_message_count >= self.prefetch:
-                self._rest()
-                return None
-            # Subscribe before the fetch: a bell rung in between is then in the socket, not lost. (The answer to the
-            # subscription itself ends the first rest, so that there is one more fetch once it surely holds.)
-            bell = self._listen()
-            self._pay()
-            self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
-            if self.message_cache:
-                return self._take(self.message_cache.pop(0))
-            if time.monotonic() - self._asked_at >= IDLE_POLL_SECONDS:
-                self._ask("idle")
-                return None
-            bell.get_message(ignore_subscribe_messages=True, timeout=self.timeout / 1000)
+        if self._claimed:
+            return RunMessage(self.queue_name, self._claimed.popleft())
+        if self.broker.draining.is_set():
+            self._rest(self._idle_seconds())
             return None
+        self._freed.clear()  # before looking for room, so that what comes free meanwhile is not slept over
+        room = self._claimer.room()
+        if room and self._claimer.hungry and self._claim(room):
+            return RunMessage(self.queue_name, self._claimed.popleft())
+        if not room:
+            self._rest(self._idle_seconds())
+            return None
+        try:
+            self._listen_for_wakeups()
         except redis.RedisError:
-            return self._without_redis()
+            self._without_redis()
+        return None
 
     def close(self) -> None:
-        """Give back what is held, as far as Redis can be reached. Raises nothing."""
+        """Acknowledge what is owed, as far as Redis can be reached. Raises nothing."""
         with contextlib.suppress(Exception):
-            self._give_back()
+            self._fetch(0)
         self._hang_up()
+
+    def _claim(self, room: int) -> bool:
+        self._asked_at = time.monotonic()
+        self._claimed.extend(self._claimer.claim(room))
+        return bool(self._claimed)
+
+    def _idle_seconds(self) -> float:
+        """How long to rest when nothing calls."""
+        wait = self._claimer.pause_seconds()
+        idle = float(self.timeout) / 1000
+        return idle if wait is None else min(idle, wait)
+
+    def _rest(self, seconds: float) -> None:
+        """Until a worker thread has done with a job, or for ``seconds``."""
+        self._freed.wait(seconds)
 
     # -- called by worker threads; none of these talks to Redis
 
-    def ack(self, message: MessageProxy) -> None:
-        self._settle(message, REQUEUE if message.options.get(REQUEUE) else "ack")
+    def ack(self, message: MessageProxy) -> None: ...
 
-    def nack(self, message: MessageProxy) -> None:
-        self._settle(message, "nack")
+    def nack(self, message: MessageProxy) -> None: ...
 
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        for message in messages:
-            self._settle(message, REQUEUE)
-
-    def _settle(self, message: MessageProxy, command: str) -> None:
-        if _LOCAL not in message.options:
-            self._owed.append((command, message.options[_ID]))
-        elif message.options.get(CLAIMED):
-            self._asked_at = float("-inf")  # there was work, so there may be more
-        self.queued_message_ids.discard(message.message_id)
-        self._freed.set()
+    def requeue(self, messages: Iterable[MessageProxy]) -> None: ...
 
     # -- with Redis
+
+    def _listen_for_wakeups(self) -> None:
+        """Take the wake-ups there are; wait for one when there are none."""
+        # Subscribe before the fetch: a bell rung in between is then in the socket, not lost. (The answer to the
+        # subscription itself ends the first rest, so that there is one more fetch once it surely holds.)
+        bell = self._listen()
+        wakes = sum(self._take(data) for data in self._fetch(_FETCH))
+        if wakes:
+            self._claimer.wake()
+            return
+        if time.monotonic() - self._asked_at >= IDLE_POLL_SECONDS:
+            metrics.WAKEUPS.labels(self.queue_name, "idle").inc()
+            self._claimer.wake()
+            return
+        bell.get_message(ignore_subscribe_messages=True, timeout=self._idle_seconds())
 
     def _listen(self) -> redis.client.PubSub:
         if self._bell is None:
@@ -112,64 +136,35 @@ class WakeConsumer(_RedisConsumer):
             self._bell = bell
         return self._bell
 
-    def _pay(self) -> None:
-        """Send the acknowledgements that are owed. Those that Redis does not take are lost: their messages come again
-        some day, and find nothing to claim."""
-        owed = []
-        with contextlib.suppress(IndexError):
-            while True:
-                owed.append(self._owed.popleft())
-        if not owed:
-            return
+    def _fetch(self, count: int) -> list[bytes | None]:
+        """Acknowledge what is owed and take up to ``count`` wake-ups, in one round trip.
+
+        Acknowledgements that Redis does not take are lost: their messages come again some day.
+        """
+        owed, self._owed = self._owed, []
+        commands = [("ack", raw_id) for raw_id in owed]
+        if count:
+            commands.append(("fetch", str(count)))
+        if not commands:
+            return []
         try:
-            with self.broker.client.pipeline(transaction=False) as pipe:
-                for command, raw_id in owed:
-                    self.broker.add_to(pipe, command, self.queue_name, raw_id)
-                if any(command == REQUEUE for command, _ in owed):
-                    pipe.publish(bell_channel(self.queue_name), b"")
-                pipe.execute()
+            answers = self.broker.run_all(self.queue_name, commands)
         except redis.RedisError:
-            metrics.WAKEUPS.labels(self.queue_name, "lost").inc(len(owed))
+            if owed:
+                metrics.WAKEUPS.labels(self.queue_name, "lost").inc(len(owed))
             raise
+        return list(answers[-1]) if count else []
 
-    def _give_back(self) -> None:
-        held, self.message_cache = self.message_cache, []
-        for data in held:
-            message = self._read(data)
-            if message is not None and _LOCAL not in message.options:
-                self._owed.append((REQUEUE, message.options[_ID]))
-        self._pay()
-
-    def _rest(self) -> None:
-        """Until a worker thread has done with a message, or for the idle time-out."""
-        self._freed.wait(self.timeout / 1000)
-        self._freed.clear()
-
-    def _take(self, data: bytes | None) -> MessageProxy | None:
-        message = self._read(data)
+    def _take(self, data: bytes | None) -> bool:
+        """Whether this is a wake-up for this queue. It, and anything else, is owed an acknowledgement."""
+        message = _read(data)
         if message is None:
             self._drop(data)
-            return None
-        if message.actor_name not in self.broker.actors or message.queue_name != self.queue_name:
-            # Dramatiq would put it among the dead letters, and a foreign queue's name would end the worker thread.
-            metrics.WAKEUPS.labels(self.queue_name, "unknown").inc()
-            self._owed.append(("ack", message.options[_ID]))
-            return None
-        self.queued_message_ids.add(message.message_id)
-        return MessageProxy(message)
-
-    def _read(self, data: bytes | None) -> Message[Any] | None:
-        """The message, or None if it is none. Only what says "look" is kept of it: arguments of the wrong shape or an
-        ``eta`` would otherwise reach Dramatiq, after the claim."""
-        try:
-            message: Message[Any] = Message.decode(data)  # type: ignore[arg-type]
-            options = {k: v for k, v in message.options.items() if k in _OURS}
-            good = isinstance(options[_ID], str) and isinstance(message.message_id, str)
-            if not good:
-                return None
-            return Message(message.queue_name, message.actor_name, (), {}, options, message.message_id)
-        except Exception:
-            return None
+            return False
+        self._owed.append(message.options[_ID])
+        known = message.actor_name in self.broker.actors and message.queue_name == self.queue_name
+        metrics.WAKEUPS.labels(self.queue_name, "received" if known else "unknown").inc()
+        return known
 
     def _drop(self, data: bytes | None) -> None:
         """Acknowledge what cannot be read by its raw id, so that it does not linger among the messages in work."""
@@ -179,7 +174,7 @@ class WakeConsumer(_RedisConsumer):
         if not ids:
             return
         bodies = self.broker.client.hmget(f"{NAMESPACE}:{self.queue_name}.msgs", ids)
-        self._owed.extend(("ack", raw_id) for raw_id, body in zip(ids, bodies, strict=True) if body == data)
+        self._owed.extend(raw_id for raw_id, body in zip(ids, bodies, strict=True) if body == data)
 
     def _hang_up(self) -> None:
         bell, self._bell = self._bell, None
@@ -189,24 +184,22 @@ class WakeConsumer(_RedisConsumer):
 
     # -- without Redis
 
-    def _without_redis(self) -> MessageProxy | None:
+    def _without_redis(self) -> None:
+        """Look once in a while; a thread that comes free may know of more work."""
         self._hang_up()
-        if self.broker.draining.is_set() or self.outstanding_message_count >= self.prefetch:
-            self._rest()
-            return None
         wait = self._asked_at + POLL_SECONDS - time.monotonic()
         if wait > 0:
-            # A thread that becomes free may know of more work.
-            self._freed.wait(min(wait, self.timeout / 1000))
-            self._freed.clear()
-            return None
-        self._ask("polled")
-        return None
+            self._rest(min(wait, self._idle_seconds()))
+            return
+        metrics.WAKEUPS.labels(self.queue_name, "polled").inc()
+        self._claimer.wake()
 
-    def _ask(self, outcome: str) -> None:
-        """Wake every free thread, with messages of our own."""
-        self._asked_at = time.monotonic()
-        metrics.WAKEUPS.labels(self.queue_name, outcome).inc()
-        for _ in range(self.prefetch - self.outstanding_message_count):
-            message = wake_message(self.queue_name, "poll").copy(options={_LOCAL: True})
-            self.message_cache.append(message.encode())
+
+def _read(data: bytes | None) -> Message[Any] | None:
+    """The message, or None if it is none that Dramatiq could have written."""
+    try:
+        message: Message[Any] = Message.decode(data)  # type: ignore[arg-type]
+        good = isinstance(message.options[_ID], str) and isinstance(message.message_id, str)
+        return message if good else None
+    except Exception:
+        return None

@@ -7,7 +7,7 @@ is in ``consumer``; how they are sent, in ``publisher``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,9 +19,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 if TYPE_CHECKING:
+    from .claimer import Claimer
     from .consumer import WakeConsumer
 
-__all__ = ["NAMESPACE", "WakeBroker", "actor_name", "bell_channel", "make_redis", "wake_message"]
+__all__ = ["NAMESPACE", "WakeBroker", "actor_name", "bell_channel", "make_redis", "run_actor_name", "wake_message"]
 
 NAMESPACE = "gradeline"
 # Messages that a dead process had prefetched are requeued by one command in a hundred, not one in a thousand:
@@ -32,6 +33,11 @@ MAINTENANCE_CHANCE = 10_000
 def actor_name(queue: str) -> str:
     """The one actor of a queue."""
     return f"wake.{queue}"
+
+
+def run_actor_name(queue: str, priority: int) -> str:
+    """The actor that a worker thread runs for a claimed job of this priority (0 is the highest)."""
+    return f"run.{queue}.{priority}"
 
 
 def bell_channel(queue: str) -> str:
@@ -60,7 +66,7 @@ def make_redis(url: str) -> redis.Redis:
 class WakeBroker(RedisBroker):
     """RedisBroker without delay queues (delays are rows in Postgres) and with a consumer that rests on a bell.
 
-    Once ``draining`` is set its consumers fetch nothing more, and give back what they hold.
+    Once ``draining`` is set its consumers claim nothing more.
     """
 
     def __init__(self, client: redis.Redis, middleware: Iterable[Middleware] = ()) -> None:
@@ -72,6 +78,7 @@ class WakeBroker(RedisBroker):
             heartbeat_timeout=15_000,
         )
         self.draining = threading.Event()
+        self.claimer: Claimer | None = None  # of a broker that consumes
 
     @property
     def consumer_class(self) -> type[WakeConsumer]:
@@ -85,23 +92,41 @@ class WakeBroker(RedisBroker):
             self.queues.add(queue_name)
             self.emit_after("declare_queue", queue_name)
 
+    def run_all(self, queue: str, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+        """Run commands of Dramatiq's script (enqueue, fetch, ack) in one round trip. Raises redis.RedisError."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for command, *args in commands:
+                self.add_to(pipe, command, queue, *args)
+            return self.execute(pipe)
+
     def add_to(self, pipe: redis.client.Pipeline, command: str, queue: str, *args: str | bytes) -> None:
-        """Put a command of Dramatiq's script (enqueue, ack, nack, requeue) on a pipeline.
+        """Put a command of Dramatiq's script on a pipeline, for ``execute``.
 
         The same call as RedisBroker makes one by one; its arguments are those of dramatiq/brokers/redis.py, _dispatch.
+        By its hash, because redis-py asks whether the script is there before each pipeline that names it otherwise.
         """
-        self.scripts["dispatch"](
-            keys=[self.namespace],
-            args=[
-                command,
-                current_millis(),
-                queue,
-                self.broker_id,
-                self.heartbeat_timeout,
-                self.dead_message_ttl,
-                0,
-                self._max_unpack_size(),
-                *args,
-            ],
-            client=pipe,
+        pipe.evalsha(
+            self.scripts["dispatch"].sha,
+            1,
+            self.namespace,
+            command,
+            current_millis(),
+            queue,
+            self.broker_id,
+            self.heartbeat_timeout,
+            self.dead_message_ttl,
+            self._should_do_maintenance(command),
+            self._max_unpack_size(),
+            *args,
         )
+
+    def execute(self, pipe: redis.client.Pipeline) -> list[Any]:
+        """Execute a pipeline of ``add_to``; once more with the script loaded, after a restart of Redis."""
+        stack = list(pipe.command_stack)
+        try:
+            return list(pipe.execute())
+        except redis.exceptions.NoScriptError:
+            self.client.script_load(self.scripts["dispatch"].script)
+            pipe.reset()
+            pipe.command_stack = stack
+            return list(pipe.execute())

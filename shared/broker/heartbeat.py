@@ -17,6 +17,7 @@ from shared.jobs import JobCancelled, LeaseLost, Status, store
 from shared.jobs.store import WorkerIdentity
 from shared.telemetry import metrics
 
+from .publisher import Publisher
 from .run import RunRegistry
 
 __all__ = ["Heartbeat"]
@@ -25,7 +26,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Heartbeat:
-    """Brings back cancellations and lost leases, and interrupts those runs.
+    """Brings back cancellations and lost leases, and interrupts those runs. Gives back what is leased to this process
+    although it does not run it.
 
     A second thread, the fence, never talks to Postgres: when that is away or hangs for longer than a lease, it
     interrupts the runs, because somebody else may hold them by then. It also cuts off a beat that hangs.
@@ -36,11 +38,13 @@ class Heartbeat:
         connect: Callable[[], psycopg.Connection[Any]],
         worker: WorkerIdentity,
         runs: RunRegistry,
+        publisher: Publisher,
         *,
         every: float,
         lease_seconds: float,
     ) -> None:
         self._connect = connect
+        self._publisher = publisher
         self._worker = worker
         self._runs = runs
         self._every = every
@@ -50,6 +54,7 @@ class Heartbeat:
         self._fence = threading.Thread(target=self._watch, name="lease-fence", daemon=True)
         self._beat_at = time.monotonic()
         self._conn: psycopg.Connection[Any] | None = None
+        self._swept_at = time.monotonic()  # when jobs in our name that we do not run were last given back
 
     def start(self) -> None:
         self._beater.start()
@@ -61,6 +66,8 @@ class Heartbeat:
             if thread.is_alive():
                 thread.join(2)
         if self._conn is not None and not self._beater.is_alive():
+            with contextlib.suppress(psycopg.Error):
+                store.leave(self._conn, self._worker.id)
             self._conn.close()
 
     @property
@@ -90,6 +97,17 @@ class Heartbeat:
             elif gone[key] != Status.PROCESSING:
                 run.interrupt(LeaseLost())
         self._beat_at = time.monotonic()
+        if self._beat_at - self._swept_at >= self._lease / 3:
+            self._swept_at = self._beat_at
+            self._release_orphans(self._conn)
+
+    def _release_orphans(self, conn: psycopg.Connection[Any]) -> None:
+        held = [r.claimed.id for r in self._runs.all()]
+        with conn.transaction():
+            moved = store.release_orphans(conn, self._worker, held, self._lease)
+        if moved.jobs:
+            _log.warning("heartbeat.orphans_released", jobs=len(moved.jobs))
+            self._publisher.moved(moved)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):

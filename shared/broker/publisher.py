@@ -14,12 +14,15 @@ import structlog
 from shared.jobs import Moved, Wake
 from shared.telemetry import metrics
 
-from .factory import WakeBroker, bell_channel, wake_message
+from .factory import NAMESPACE, WakeBroker, bell_channel, wake_message
 
 __all__ = ["LOOK_CHANNEL", "Publisher"]
 
-# One channel for all looks; the body is the job's UUID. Watchers filter.
+# One channel for all looks; a body is the UUIDs of jobs, with commas between them. Watchers filter.
 LOOK_CHANNEL = "gradeline:look"
+_LOOKS = 100
+# Wake-ups waiting in a queue that wake every process there may be.
+ENOUGH = 256
 _MAX_BATCH = 1000
 # While Redis hangs, no more than this is kept for it: the rest is left to the re-waker at once.
 _MAX_QUEUED = 10_000
@@ -33,6 +36,7 @@ class Publisher:
         self._broker = broker
         self._queue: queue.SimpleQueue[Wake | UUID | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._waiting: dict[str, int] = {}  # wake-ups in each queue when last looked
 
     def start(self) -> Publisher:
         """Start the thread: after any fork. Returns itself."""
@@ -93,16 +97,28 @@ class Publisher:
                 return
 
     def send(self, wakes: Iterable[Wake], looks: Iterable[UUID] = ()) -> None:
-        """Send now, in one pipeline. Raises redis.RedisError."""
+        """Send now, in one pipeline. Raises redis.RedisError.
+
+        Workers that were woken look until they find nothing, so a queue that has ENOUGH wake-ups gets no more.
+        """
         broker = self._broker
+        by_queue: dict[str, list[Wake]] = {}
+        for wake in wakes:
+            by_queue.setdefault(wake.queue, []).append(wake)
+        for name in [n for n in by_queue if self._waiting.get(n, 0) >= ENOUGH]:
+            waiting = self._waiting[name] = int(broker.client.llen(f"{NAMESPACE}:{name}"))
+            if waiting >= ENOUGH:
+                del by_queue[name]
         with broker.client.pipeline(transaction=False) as pipe:
-            queues = set()
-            for wake in wakes:
-                message = wake_message(wake.queue, str(wake.job_id))
-                broker.add_to(pipe, "enqueue", wake.queue, message.options["redis_message_id"], message.encode())
-                queues.add(wake.queue)
-            for name in queues:
+            for name, some in by_queue.items():
+                for wake in some[:ENOUGH]:
+                    message = wake_message(name, str(wake.job_id))
+                    broker.add_to(pipe, "enqueue", name, message.options["redis_message_id"], message.encode())
                 pipe.publish(bell_channel(name), b"")
-            for job_id in looks:
-                pipe.publish(LOOK_CHANNEL, str(job_id))
-            pipe.execute()
+            ids = [str(job_id) for job_id in looks]
+            for start in range(0, len(ids), _LOOKS):
+                pipe.publish(LOOK_CHANNEL, ",".join(ids[start : start + _LOOKS]))
+            for name in by_queue:
+                pipe.llen(f"{NAMESPACE}:{name}")
+            answers = broker.execute(pipe)
+        self._waiting.update(zip(by_queue, answers[len(answers) - len(by_queue) :], strict=True))

@@ -17,7 +17,18 @@ from psycopg.rows import DictRow
 from pydantic import BaseModel, ValidationError
 
 from shared.db import SyncPool
-from shared.jobs import ClaimedJob, Done, Handler, JobCancelled, JobInfo, LeaseLost, Outcome, PermanentError, store
+from shared.jobs import (
+    ClaimedJob,
+    Done,
+    Handler,
+    JobCancelled,
+    JobInfo,
+    LeaseLost,
+    Outcome,
+    PermanentError,
+    WorkerStopping,
+    store,
+)
 from shared.jobs.states import Status
 
 from .interrupt import Interruptible
@@ -58,6 +69,9 @@ class Run:
         self.exception: BaseException | None = None
         self.outcome: Outcome | None = None
         self.started = time.monotonic()
+        self.begun = False
+        self.withdrawn = False
+        self._taken = threading.Lock()
         # From before the claim was sent: by our clock the lease ends no later than by the database's.
         self.lease_deadline = asked_at + lease_seconds
         self._pool = pool
@@ -75,6 +89,33 @@ class Run:
         )
 
     # -- what the worker does with it
+
+    @property
+    def alone(self) -> bool:
+        """Must nothing else run in this process meanwhile? Two processes died while they held the job."""
+        return self.claimed.crash_count >= store.MAX_CRASHES
+
+    def begin(self) -> bool:
+        """This thread takes the run up. False when it was withdrawn before."""
+        with self._taken:
+            if self.begun or self.withdrawn:
+                return False
+            self.begun = True
+            return True
+
+    def withdraw(self) -> bool:
+        """Take back a run that no thread has taken up. False when one has."""
+        with self._taken:
+            if self.begun or self.withdrawn:
+                return False
+            self.withdrawn = True
+            return True
+
+    def release(self) -> None:
+        """Make giving the job back the outcome of a run that was withdrawn."""
+        self._guard.end()
+        self.exception = WorkerStopping()
+        self.outcome = Outcome.released(self.claimed)
 
     def execute(self) -> None:
         """Run the handler and keep its result or exception, unless the run was given up meanwhile. Raises nothing."""
@@ -177,7 +218,10 @@ class Run:
 
 
 class RunRegistry:
-    """All runs of this process: what the heartbeat renews, shutdown waits for and statistics count."""
+    """All runs of this process: what the heartbeat renews, shutdown waits for and statistics count.
+
+    A run is here from its claim until its end is written; it is ``open`` until its handler has ended.
+    """
 
     def __init__(self) -> None:
         self._runs: dict[tuple[UUID, int], Run] = {}
@@ -186,6 +230,13 @@ class RunRegistry:
         self.draining = False
         self.counts: dict[str, int] = {}
         self.stuck = 0  # threads whose handler would not stop
+        self.open = 0
+        self.alone = False  # one of them must be the only one
+        self.mean_seconds: float | None = (
+            None  # of the last handlers, from taking up to the end, weighted to the newest
+        )
+        self.refill_at = 0  # when this few are open, more are wanted
+        self.freed = threading.Event()  # ... and that has come to be
 
     def drain(self) -> None:
         """From now on no claim begins."""
@@ -206,20 +257,41 @@ class RunRegistry:
                 self._changed.notify_all()
 
     def add(self, run: Run) -> None:
-        """Begin ``run`` on this thread."""
+        """A run that was claimed; some thread will take it up."""
         with self._changed:
             self._runs[run.claimed.id, run.claimed.attempt] = run
+            self.open += 1
+            self.alone = self.alone or run.alone
+
+    def enter(self, run: Run) -> None:
+        """This thread is in the middle of ``run``."""
         _current.run = run
 
     def leave(self) -> None:
         """This thread is done with its run."""
         _current.run = None
 
+    def ended(self, run: Run, seconds: float | None) -> None:
+        """The handler has ended, after ``seconds``, or was never taken up (None)."""
+        with self._changed:
+            self.open -= 1
+            if seconds is not None:
+                mean = self.mean_seconds
+                self.mean_seconds = seconds if mean is None else mean + 0.2 * (seconds - mean)
+            wanted = self.open <= self.refill_at
+        if wanted:
+            self.freed.set()
+
     def remove(self, run: Run, outcome: str) -> None:
         with self._changed:
             self._runs.pop((run.claimed.id, run.claimed.attempt), None)
             self.counts[outcome] = self.counts.get(outcome, 0) + 1
-            self._changed.notify_all()
+            idle = not self._runs
+            if idle:
+                self.alone = False
+                self._changed.notify_all()
+        if idle:  # what must run alone may now
+            self.freed.set()
 
     def add_stuck(self, by: int) -> None:
         with self._changed:

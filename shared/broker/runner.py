@@ -23,17 +23,20 @@ from dramatiq.worker import Worker
 from shared import ids
 from shared.db import open_pool
 from shared.db.pools import connect
-from shared.jobs import Handler, WorkerStopping
+from shared.jobs import ClaimedJob, Handler, Priority, WorkerStopping
 from shared.jobs.store import WorkerIdentity
 from shared.settings import Settings
 from shared.storage import Storage, from_settings
-from shared.telemetry import health, logging, sentry
+from shared.telemetry import health, logging, metrics, sentry
 
-from .factory import WakeBroker, actor_name, make_redis
+from .claimer import Claimer
+from .factory import WakeBroker, actor_name, make_redis, run_actor_name
 from .heartbeat import Heartbeat
 from .middleware import Claim, Retries, TimeLimit
+from .middleware.retries import judge
 from .publisher import Publisher
-from .run import RunRegistry, current_run
+from .run import Run, RunRegistry, current_run
+from .settlement import Settlement
 
 __all__ = ["WorkerDeps", "WorkerProcess", "discover", "run_worker"]
 
@@ -92,41 +95,51 @@ class WorkerProcess:
         self._handlers = handlers
         self._concurrency = concurrency or settings.worker_concurrency
         self.runs = RunRegistry()
-        self.identity = WorkerIdentity(ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency)
+        self.identity = WorkerIdentity(
+            ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency, tuple(sorted(handlers))
+        )
         url = settings.database_url.get_secret_value()
         self._pool = open_pool(url, size=self._concurrency + 1, application_name=f"gradeline-{service}")
         client = make_redis(settings.redis_url.get_secret_value())
         self.broker = WakeBroker(client)
         self.publisher = Publisher(self.broker)
         self._time_limit = TimeLimit()
-        for middleware in (
-            Claim(
-                worker=self.identity,
-                handlers=handlers,
-                pool=self._pool,
-                publisher=self.publisher,
-                runs=self.runs,
-                lease_seconds=settings.lease_seconds,
-                replace_thread=self._replace_thread,
-            ),
-            self._time_limit,
-            Retries(),
-        ):
+        self.claimer = Claimer(
+            worker=self.identity,
+            pool=self._pool,
+            runs=self.runs,
+            lease_seconds=settings.lease_seconds,
+            start_rate=settings.worker_start_rate,
+            make_run=self._make_run,
+        )
+        self.broker.claimer = self.claimer
+        settlement = Settlement(
+            self._pool, self.identity.id, self.publisher, self.runs, judge, lambda: self.claimer.limited
+        )
+        self._claim = Claim(runs=self.runs, settlement=settlement, replace_thread=self._replace_thread)
+        for middleware in (self._claim, self._time_limit, Retries()):
             self.broker.add_middleware(middleware)
         dramatiq.set_broker(self.broker)
+        # Wake-ups name the first; what the worker threads are handed is one of the others.
         dramatiq.actor(actor_name=actor_name(self.queue), queue_name=self.queue, broker=self.broker)(_run_current)
+        for priority in Priority:
+            dramatiq.actor(
+                actor_name=run_actor_name(self.queue, priority),
+                queue_name=self.queue,
+                priority=int(priority),
+                broker=self.broker,
+            )(_run_current)
         self.heartbeat = Heartbeat(
             lambda: connect(url, f"gradeline-{service}-heartbeat"),
             self.identity,
             self.runs,
+            self.publisher,
             every=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
         )
         self._worker = Worker(self.broker, worker_timeout=_IDLE_MILLISECONDS, worker_threads=self._concurrency)
-        # Dramatiq warns of every message that found nothing to do, which is what most of a burst's are for.
+        # Dramatiq warns of what was withdrawn when the process began to drain.
         stdlib_logging.getLogger("dramatiq.worker.WorkerThread").setLevel(stdlib_logging.ERROR)
-        # Prefetched wake-ups only order themselves within this process: hold no more than there are threads.
-        self._worker.queue_prefetch = self._concurrency
         self._health: health.HealthServer | None = None
         self._started_at = time.monotonic()
 
@@ -151,11 +164,14 @@ class WorkerProcess:
         self.runs.drain()
         self.broker.draining.set()
         _log.info("worker.draining", service=self.service, running=len(self.runs.all()))
+        self.runs.freed.set()
+        self._claim.withdraw_all()
         if not self.runs.wait_idle(grace):
             # Those that do not stop are given up after STUCK_SECONDS, and released all the same.
             deadline = time.monotonic() + _RELEASE_SECONDS
             while not self.runs.wait_idle(0.1) and time.monotonic() < deadline:
-                for run in self.runs.all():  # a claim that was under way may have brought one more
+                self._claim.withdraw_all()  # a claim that was under way may have brought more
+                for run in self.runs.all():
                     run.interrupt(WorkerStopping())
         for consumer in self._worker.consumers.values():
             consumer.stop()  # at the same time as the worker threads, not after them
@@ -188,6 +204,21 @@ class WorkerProcess:
         for run in self.runs.all():
             run.interrupt(WorkerStopping())
 
+    def _make_run(self, job: ClaimedJob, asked_at: float) -> Run:
+        metrics.JOBS_CLAIMED.labels(job.queue, job.type).inc()
+        metrics.JOB_WAIT.labels(job.queue, job.type).observe(max(0.0, (job.started_at - job.run_at).total_seconds()))
+        self.publisher.look([job.id])
+        return Run(
+            job,
+            self._handlers.get(job.type),
+            worker_id=self.identity.id,
+            pool=self._pool,
+            publisher=self.publisher,
+            lease_seconds=self._settings.lease_seconds,
+            asked_at=asked_at,
+            on_stuck=self._claim.give_up,
+        )
+
     def _replace_thread(self) -> None:
         """A worker thread is stuck in a handler that does not stop: another takes its place."""
         if not self.runs.draining:
@@ -203,6 +234,7 @@ class WorkerProcess:
             "worker_id": str(self.identity.id),
             "pid": self.identity.pid,
             "concurrency": self._concurrency,
+            "start_rate": self._settings.worker_start_rate,
             "running": len(self.runs.all()),
             "ended": dict(self.runs.counts),
             "draining": self.runs.draining,

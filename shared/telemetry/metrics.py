@@ -17,6 +17,7 @@ __all__ = [
     "HEARTBEAT_AGE",
     "HTTP_REQUESTS",
     "HTTP_REQUEST_DURATION",
+    "CLAIMS",
     "JOBS_ACCEPTED",
     "JOBS_CLAIMED",
     "JOBS_FINISHED",
@@ -58,10 +59,11 @@ PUBLISH_FAILURES = Counter(
 # -- workers
 WAKEUPS = Counter(
     "gradeline_wakeups_total",
-    "Wake-ups by what they led to: claimed, empty, failed (claim), undecodable, unknown (actor or queue), lost "
-    "(acknowledgement); and made by a worker itself: polled (Redis away), idle (none for long).",
+    "Wake-ups: received, undecodable, unknown (actor or queue), lost (acknowledgement); and those a worker made by "
+    "itself: polled (Redis away), idle (none for long).",
     ("queue", "outcome"),
 )
+CLAIMS = Counter("gradeline_claims_total", "Claims by what they gave: claimed, empty, failed.", ("queue", "outcome"))
 JOBS_CLAIMED = Counter("gradeline_jobs_claimed_total", "Attempts begun.", ("queue", "job_type"))
 JOBS_FINISHED = Counter(
     "gradeline_jobs_finished_total",

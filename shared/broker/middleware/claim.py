@@ -1,29 +1,21 @@
-"""Claim a job when a wake-up arrives; settle it, under the fence, when the handler has ended."""
+"""Carries a claimed job through a worker thread: begun, run, and its end written down under the fence."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
-import psycopg
 import structlog
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware, SkipMessage
-from psycopg_pool import PoolTimeout
 
-from shared.db import SyncPool
-from shared.jobs import ClaimedJob, Handler, store
-from shared.jobs.store import WorkerIdentity
-from shared.telemetry import metrics, sentry
-
-from ..consumer import CLAIMED, REQUEUE
-from ..publisher import Publisher
+from ..consumer import RunMessage
 from ..run import Run, RunRegistry, current_run
 from ..settlement import Settlement
-from .retries import decide, judge
+from .retries import decide
 
 __all__ = ["Claim"]
 
@@ -32,85 +24,25 @@ _BOUND = ("job_id", "org_id", "job_type", "attempt")
 
 
 class Claim(Middleware):
-    """Carries priorities and fairness: the message says only "look", the claim takes the best due job.
+    """The claim took the best due job, with priority and fairness (``claimer``); this takes it up and settles it.
 
     Dramatiq runs the actor even when a before-hook raised (FACTS.md), so every failure here is a skip.
     """
 
-    def __init__(
-        self,
-        *,
-        worker: WorkerIdentity,
-        handlers: Mapping[str, Handler[Any, Any]],
-        pool: SyncPool,
-        publisher: Publisher,
-        runs: RunRegistry,
-        lease_seconds: float,
-        replace_thread: Callable[[], None],
-    ) -> None:
-        self._worker = worker
-        self._handlers = handlers
-        self._pool = pool
-        self._publisher = publisher
+    def __init__(self, *, runs: RunRegistry, settlement: Settlement, replace_thread: Callable[[], None]) -> None:
         self._runs = runs
-        self._lease_seconds = lease_seconds
+        self._settlement = settlement
         self._replace_thread = replace_thread
-        self._settlement = Settlement(pool, worker.id, publisher, judge)
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        with self._runs.claiming() as admitted:
-            if not admitted:
-                message.options[REQUEUE] = True
-                raise SkipMessage("draining")
-            run = self._begin(message.queue_name)
-            message.options[CLAIMED] = True
-        job = run.claimed
-        metrics.WAKEUPS.labels(job.queue, "claimed").inc()
-        metrics.JOBS_CLAIMED.labels(job.queue, job.type).inc()
-        metrics.JOB_WAIT.labels(job.queue, job.type).observe(max(0.0, (job.started_at - job.run_at).total_seconds()))
-        self._publisher.look([job.id])
+        if not isinstance(message, RunMessage) or not message.run.begin():
+            raise SkipMessage("withdrawn")
+        run = message.run
+        run.started = time.monotonic()
+        self._runs.enter(run)
         _bind(run)
-        _log.info("job.started", queue=job.queue)
-
-    def _begin(self, queue: str) -> Run:
-        asked_at = time.monotonic()
-        try:
-            claimed = self._claim(queue)
-        except Exception as e:
-            metrics.WAKEUPS.labels(queue, "failed").inc()
-            _log.warning("claim.failed", queue=queue, error=type(e).__name__)
-            if not isinstance(e, psycopg.OperationalError):  # a pool's time-outs are those too
-                sentry.capture(e, queue=queue)
-            raise SkipMessage("claim failed") from None
-        if not claimed:
-            metrics.WAKEUPS.labels(queue, "empty").inc()
-            raise SkipMessage("nothing due")
-        job = claimed[0]
-        run = Run(
-            job,
-            self._handlers.get(job.type),
-            worker_id=self._worker.id,
-            pool=self._pool,
-            publisher=self._publisher,
-            lease_seconds=self._lease_seconds,
-            asked_at=asked_at,
-            on_stuck=self._give_up,
-        )
-        self._runs.add(run)
-        return run
-
-    def _claim(self, queue: str) -> list[ClaimedJob]:
-        for tries_left in (1, 0):
-            try:
-                with self._pool.connection() as conn:
-                    return store.claim(conn, queue=queue, worker_id=self._worker.id, lease_seconds=self._lease_seconds)
-            except psycopg.OperationalError as e:
-                if not tries_left or isinstance(e, PoolTimeout):
-                    raise
-                # After a restart of Postgres each pooled connection is dead until it is tried. Have all of them
-                # replaced, so that the wake-up is not spent on finding one out.
-                self._pool.check()
-        raise AssertionError("unreachable")
+        job = run.claimed
+        _log.debug("job.started", queue=job.queue)
 
     def after_process_message(
         self,
@@ -135,21 +67,10 @@ class Claim(Middleware):
             structlog.contextvars.unbind_contextvars(*_BOUND)
 
     def _end(self, run: Run) -> None:
-        ended = "lost"
-        try:
-            ended = self._settlement.settle(run)
-        finally:
-            self._runs.remove(run, ended)
-            job = run.claimed
-            seconds = time.monotonic() - run.started
-            metrics.JOBS_FINISHED.labels(job.queue, job.type, ended).inc()
-            metrics.JOB_DURATION.labels(job.queue, job.type).observe(seconds)
-            if ended == "lost":
-                metrics.LEASE_LOST.labels(job.queue, job.type).inc()
-            code = run.outcome.error.get("code") if run.outcome and run.outcome.error else None
-            _log.info("job.ended", outcome=ended, seconds=round(seconds, 3), code=code)
+        self._runs.ended(run, time.monotonic() - run.started)
+        self._settlement.settle(run)
 
-    def _give_up(self, run: Run) -> None:
+    def give_up(self, run: Run) -> None:
         """End a run whose handler does not stop: its thread is left to itself, and replaced."""
         if not run.abandon():
             return
@@ -161,6 +82,14 @@ class Claim(Middleware):
             self._end(run)
         finally:
             self._replace_thread()
+
+    def withdraw_all(self) -> None:
+        """Give back at once what was claimed and no thread has taken up."""
+        for run in self._runs.all():
+            if run.withdraw():
+                run.release()
+                self._runs.ended(run, None)
+                self._settlement.settle(run)
 
 
 def _bind(run: Run) -> None:

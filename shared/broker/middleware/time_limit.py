@@ -24,6 +24,7 @@ class TimeLimit(Middleware):
         self._armed: dict[int, tuple[float, Run]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._sleeps_until = float("inf")
 
     @property
     def alive(self) -> bool:
@@ -34,12 +35,16 @@ class TimeLimit(Middleware):
         run = current_run()
         if run is None:
             return
+        deadline = time.monotonic() + run.claimed.time_limit
         with self._changed:
-            self._armed[id(run)] = (time.monotonic() + run.claimed.time_limit, run)
+            self._armed[id(run)] = (deadline, run)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="time-limit", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            # Later ones are seen when the watch next looks up: short jobs need not wake it.
+            if deadline < self._sleeps_until:
+                self._sleeps_until = deadline
+                self._changed.notify()
 
     def after_process_message(
         self,
@@ -62,8 +67,9 @@ class TimeLimit(Middleware):
                 for run in late:
                     self._armed.pop(id(run))
                 if not late:
-                    nearest = min((d for d, _ in self._armed.values()), default=None)
-                    self._changed.wait(None if nearest is None else nearest - now)
+                    nearest = min((d for d, _ in self._armed.values()), default=float("inf"))
+                    self._sleeps_until = nearest
+                    self._changed.wait(None if nearest == float("inf") else nearest - now)
                     continue
             for run in late:
                 run.interrupt(JobTimeout())

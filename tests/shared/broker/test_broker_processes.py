@@ -110,9 +110,9 @@ class TestDeath:
         stage.go.set()
         with worker(settings, stage):
             eventually(lambda: client.status(id) == "completed")
-        assert client.kinds(id) == ["accepted", "started", "stalled", "started", "completed"]
+        assert client.kinds(id) == ["accepted", "started", "crashed", "started", "completed"]
         row = client.row(id)
-        assert (row["attempt"], row["stall_count"], row["retry_count"]) == (2, 1, 0)
+        assert (row["attempt"], row["crash_count"], row["stall_count"], row["retry_count"]) == (2, 1, 0, 0)
         assert [e["actor"].partition(":")[0] for e in client.events(id)][2] == "scheduler"
 
     def test_a_worker_paused_past_its_lease_changes_nothing_when_it_goes_on(

@@ -17,6 +17,7 @@ from dramatiq import Message
 
 from deploy.local.servers import EmbeddedServers
 from shared.broker import NAMESPACE, Publisher, WakeBroker, consumer, make_redis, wake_message
+from shared.broker.publisher import ENOUGH
 from shared.jobs import Wake
 from shared.settings import Settings
 from shared.telemetry import metrics
@@ -146,9 +147,9 @@ class TestNonsense:
             ({"options": {}}, "undecodable"),
             ({"actor_name": "somebody.else"}, "unknown"),
             ({"queue_name": "elsewhere"}, "unknown"),
-            ({"args": 5}, "claimed"),
-            ({"args": [1, 2, 3], "kwargs": {"a": 1}}, "claimed"),
-            ({"eta": 4102444800000}, "claimed"),
+            ({"args": 5}, "received"),
+            ({"args": [1, 2, 3], "kwargs": {"a": 1}}, "received"),
+            ({"eta": 4102444800000}, "received"),
         ],
     )
     def test_is_dropped_with_a_metric_and_its_neighbours_run(
@@ -201,7 +202,15 @@ class TestPublisher:
 
     def test_close_sends_what_is_queued(self, redis_url: str, client: Client) -> None:
         publisher = Publisher(WakeBroker(make_redis(redis_url))).start()
-        publisher.wake([Wake("test", client.org_id, 1)] * 2500)
+        publisher.wake([Wake("test", client.org_id, 1)] * 200)
         publisher.close()
-        assert client.redis.llen(QUEUE) == 2500
+        assert client.redis.llen(QUEUE) == 200
         assert not publisher.alive
+
+    def test_a_queue_that_has_enough_wake_ups_gets_no_more(self, redis_url: str, client: Client) -> None:
+        for _ in range(3):
+            client.publisher.send([Wake("test", client.org_id, 1)] * 2500)
+        assert client.redis.llen(QUEUE) == ENOUGH
+        client.redis.flushall()
+        client.publisher.send([Wake("test", client.org_id, 1)])
+        assert client.redis.llen(QUEUE) == 1

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from broker_harness import SECRET, Client, Result, Stage, worker
+from broker_harness import SECRET, TEST, Client, Result, Stage, worker
 
 from shared.jobs import Done, JobContext, PermanentError, Priority, RetryableError, Wake, _sql
 from shared.settings import Settings
@@ -61,14 +61,18 @@ class TestClaiming:
         with client.pool.connection() as conn, conn.transaction(force_rollback=True):
             explain = "explain (analyze, format json) " + _sql.CLAIM
             parameters = {"queue": "test", "worker_id": uuid4(), "lease": 1, "limit": 1, "window": 17, "age": 600}
+            parameters["types"] = [TEST.name]
             answer = conn.execute(explain, parameters).fetchone()
         assert answer is not None
         assert rows(answer["QUERY PLAN"][0]["Plan"]) < 100
 
-    def test_a_job_without_a_handler_fails_with_a_code(self, client: Client, eventually: Eventually) -> None:
-        id = client.submit(type="test.unhandled")
-        eventually(lambda: client.status(id) == "failed")
-        assert client.row(id)["error"]["code"] == "job.no_handler"
+    def test_a_job_that_no_worker_here_knows_waits_for_one_that_does(
+        self, client: Client, eventually: Eventually
+    ) -> None:
+        unknown = client.submit_all([{}] * 40, type="test.unhandled")
+        known = client.submit()
+        eventually(lambda: client.status(known) == "completed")
+        assert {client.status(id) for id in unknown} == {"queued"}
 
     def test_a_job_that_is_not_due_is_left_alone(self, client: Client, stage: Stage, eventually: Eventually) -> None:
         later = client.submit(run_at=datetime.now(UTC) + timedelta(hours=1))
