@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run status test check format bench bench-ocr bench-uploads bench-engine bench-recovery \
+.PHONY: help demo run status test chaos check format bench bench-ocr bench-uploads bench-engine bench-recovery \
         setup setup-dev setup-bench lock clean
 
 help:  ## What there is to make
@@ -24,6 +24,9 @@ status: setup  ## Is the stack that DATA names up and well?
 
 test: setup-dev  ## The whole suite, on real PostgreSQL and Valkey (ARGS=... is passed to pytest)
 	@$(PY) -m pytest $(ARGS)
+
+chaos: setup-dev  ## Break the running system in 200 seeded ways and check every promise (SEEDS=50 SEED=123 PURE=kill_workers)
+	@$(PY) -m tests.chaos --seeds $(or $(SEEDS),200) $(if $(SEED),--seed $(SEED)) $(if $(PURE),--pure $(PURE))
 
 check: setup-dev  ## Lint, format, strict types, import rules
 	@$(VENV)/bin/ruff check .

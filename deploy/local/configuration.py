@@ -76,6 +76,9 @@ class Configuration:
             "SECRET_KEY": "",
             "WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
             "HEALTH_HOST": LOOPBACK,
+            # On one machine a worker that is not heard of for so long is dead: its jobs run again within 10 s.
+            "LEASE_SECONDS": "6",
+            "RESCUE_SECONDS": "1",
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "2",  # glibc's one arena a thread costs tens of MB in processes with many threads

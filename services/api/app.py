@@ -25,6 +25,7 @@ from .resources.batches import Batch
 from .resources.gradings import Grading, Gradings
 from .resources.health import Healthz, Readyz
 from .resources.job_events import JobEvents
+from .resources.job_insight import JobAttempts, JobStats, JobWhy, Queues
 from .resources.jobs import Job, JobCancel, JobResult, Jobs
 from .resources.standards import Standard, Standards
 from .resources.submissions import Document, Submission, Submissions
@@ -47,10 +48,14 @@ ROUTES: tuple[tuple[str, Any], ...] = (
     ("/api/v1/gradings", Gradings),
     ("/api/v1/gradings/{grading_id}", Grading),
     ("/api/v1/jobs", Jobs),
+    ("/api/v1/jobs/stats", JobStats),
     ("/api/v1/jobs/{job_id}", Job),
     ("/api/v1/jobs/{job_id}/result", JobResult),
     ("/api/v1/jobs/{job_id}/events", JobEvents),
     ("/api/v1/jobs/{job_id}/cancel", JobCancel),
+    ("/api/v1/jobs/{job_id}/why", JobWhy),
+    ("/api/v1/jobs/{job_id}/attempts", JobAttempts),
+    ("/api/v1/queues", Queues),
     ("/api/v1/batches/{batch_id}", Batch),
 )
 

@@ -1,13 +1,13 @@
 """Queue figures for Grafana, from Postgres: the broker's list length misses what workers have prefetched.
 
-Every scheduler replica exports the same figures; take ``max by (queue)``.
+One scheduler replica counts at a time, and every one exports what was counted last; take ``max by (queue)``.
 """
 
 from __future__ import annotations
 
 from shared.contracts import JOB_TYPES
 from shared.db import SyncPool
-from shared.jobs import queries
+from shared.jobs import queries, sample
 from shared.telemetry import metrics
 
 __all__ = ["QueueFigures"]
@@ -21,6 +21,7 @@ class QueueFigures:
 
     def collect(self) -> None:
         with self._pool.connection() as conn:
+            sample(conn)
             rows = {r["queue"]: r for r in conn.execute(queries.QUEUE_FIGURES).fetchall()}
         for queue in JOB_TYPES.queues():
             row = rows.get(queue, {})

@@ -25,12 +25,12 @@ select j.queue, case when j.status = %(dead)s then 'dead' else 'requeued' end as
 """
 
 
-def rescue(pool: SyncPool, publisher: Publisher) -> int:
+def rescue(pool: SyncPool, publisher: Publisher, settle_seconds: float = store.SETTLE_SECONDS) -> int:
     """Give back jobs whose lease ran out, and end those that stalled too often. Returns how many were found."""
     found = 0
     while True:
         with pool.connection() as conn, conn.transaction():
-            moved = store.rescue(conn, limit=_RESCUE_BATCH)
+            moved = store.rescue(conn, limit=_RESCUE_BATCH, settle_seconds=settle_seconds)
             # In the same transaction: a job given back may be claimed as soon as it has committed.
             rows = (
                 conn.execute(_BY_OUTCOME, {"ids": list(moved.ids), "dead": Status.FAILED}).fetchall()

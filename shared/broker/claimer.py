@@ -24,9 +24,9 @@ __all__ = ["Claimer"]
 _log = structlog.get_logger(__name__)
 # Jobs are claimed ahead for this many seconds of the process's work: what a high-priority job may find before it.
 # Jobs that take longer than that are never claimed ahead of a free thread.
-LOOKAHEAD_SECONDS = 0.02
+LOOKAHEAD_SECONDS = 0.008
 # A process of one interpreter ends no more jobs a second than one in this many seconds, however short they are.
-_FLOOR_SECONDS = 0.00025
+_FLOOR_SECONDS = 0.0002
 _MOST_AHEAD = 100
 # After Postgres refused a claim.
 _RETRY_SECONDS = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable
 from uuid import UUID
 
@@ -24,6 +25,10 @@ _LOOKS = 100
 # Wake-ups waiting in a queue that wake every process there may be.
 ENOUGH = 256
 _MAX_BATCH = 1000
+# Under load what comes is sent together, this many seconds after what went before; a single wake-up never waits.
+_LINGER_SECONDS = 0.002
+# And this many while a queue has wake-ups enough: the next few only find that so.
+_FULL_LINGER_SECONDS = 0.02
 # While Redis hangs, no more than this is kept for it: the rest is left to the re-waker at once.
 _MAX_QUEUED = 10_000
 _log = structlog.get_logger(__name__)
@@ -76,8 +81,13 @@ class Publisher:
             self._thread = None
 
     def _run(self) -> None:
+        sent_at = 0.0
         while True:
             item = self._queue.get()
+            full = any(waiting >= ENOUGH for waiting in self._waiting.values())
+            linger = sent_at + (_FULL_LINGER_SECONDS if full else _LINGER_SECONDS) - time.monotonic()
+            if linger > 0 and item is not None:
+                time.sleep(linger)
             batch = [item]
             while len(batch) < _MAX_BATCH and batch[-1] is not None:
                 try:
@@ -93,6 +103,7 @@ class Publisher:
                     metrics.PUBLISH_FAILURES.labels(wake.queue).inc()
                 known = isinstance(e, redis.RedisError)
                 (_log.warning if known else _log.error)("publish.failed", wakes=len(wakes), error=type(e).__name__)
+            sent_at = time.monotonic()
             if batch[-1] is None:
                 return
 

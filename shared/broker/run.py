@@ -16,7 +16,7 @@ import structlog
 from psycopg.rows import DictRow
 from pydantic import BaseModel, ValidationError
 
-from shared.db import SyncPool
+from shared.db import SyncPool, is_outage
 from shared.jobs import (
     ClaimedJob,
     Done,
@@ -30,6 +30,7 @@ from shared.jobs import (
     store,
 )
 from shared.jobs.states import Status
+from shared.telemetry.redaction import is_forbidden, safe_value
 
 from .interrupt import Interruptible
 from .publisher import Publisher
@@ -182,16 +183,33 @@ class Run:
         return self._info
 
     def progress(self, percent: int, step: str) -> None:
-        with self._guard.shielded(), self._pool.connection() as conn:
-            seq = store.progress(conn, self.claimed.id, self.claimed.attempt, self.worker_id, percent, step)
-            self._written(conn, seq)
+        self._write(
+            lambda conn: store.progress(conn, self.claimed.id, self.claimed.attempt, self.worker_id, percent, step)
+        )
 
     def log(self, message: str, **fields: Any) -> None:
-        with self._guard.shielded(), self._pool.connection() as conn:
-            structlog.get_logger("job").info(message, **fields)
-            data = {"message": message, **fields}
-            seq = store.log(conn, self.claimed.id, self.claimed.attempt, self.worker_id, data)
-            self._written(conn, seq)
+        structlog.get_logger("job").info(message, **fields)
+        # As the log's own redaction: the line is kept and shown.
+        kept = {k: safe_value(v) for k, v in fields.items() if not is_forbidden(k, v)}
+        data = {"message": safe_value(message), **kept}
+        self._write(lambda conn: store.log(conn, self.claimed.id, self.claimed.attempt, self.worker_id, data))
+
+    def _write(self, write: Callable[[psycopg.Connection[DictRow]], int | None]) -> None:
+        """Write under the fence. A connection lost on the way is no fault of the job's: it is tried on another, for as
+        long as the lease may still hold."""
+        pause = 0.05
+        while True:
+            try:
+                with self._guard.shielded(), self._pool.connection() as conn:
+                    self._written(conn, write(conn))
+                return
+            except psycopg.OperationalError as e:
+                if not is_outage(e):
+                    raise
+                if time.monotonic() + pause >= self.lease_deadline:
+                    raise LeaseLost from None
+            time.sleep(pause)
+            pause = min(1.0, pause * 2)
 
     def _written(self, conn: psycopg.Connection[DictRow], seq: int | None) -> None:
         if seq is not None:

@@ -6,8 +6,6 @@ import importlib
 import logging as stdlib_logging
 import os
 import pkgutil
-import queue
-import signal
 import socket
 import threading
 import time
@@ -26,6 +24,7 @@ from shared.db.pools import connect
 from shared.jobs import ClaimedJob, Handler, Priority, WorkerStopping
 from shared.jobs.store import WorkerIdentity
 from shared.settings import Settings
+from shared.shutdown import StopSignals
 from shared.storage import Storage, from_settings
 from shared.telemetry import health, logging, metrics, sentry
 
@@ -190,17 +189,14 @@ class WorkerProcess:
 
     def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, drain. A second signal ends the grace period."""
-        # A SimpleQueue, because its put is made for signal handlers; an Event's set may meet its own lock.
-        signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda number, _: signals.put(number))
+        signals = StopSignals()
         self.start()
-        signals.get()
+        signals.wait()
         threading.Thread(target=self._hurry, args=(signals,), name="hurry", daemon=True).start()
         self.stop()
 
-    def _hurry(self, signals: queue.SimpleQueue[int]) -> None:
-        signals.get()
+    def _hurry(self, signals: StopSignals) -> None:
+        signals.wait()
         for run in self.runs.all():
             run.interrupt(WorkerStopping())
 

@@ -12,7 +12,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-__all__ = ["AsyncPool", "SyncPool", "connect", "dumps", "open_async_pool", "open_pool"]
+__all__ = ["AsyncPool", "SyncPool", "connect", "dumps", "is_outage", "open_async_pool", "open_pool"]
 
 SyncPool = ConnectionPool[psycopg.Connection[DictRow]]
 AsyncPool = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
@@ -47,6 +47,18 @@ def _kwargs(application_name: str) -> dict[str, Any]:
         # A custom plan costs about 1 ms for the claim; the generic one is as good.
         "options": "-c plan_cache_mode=auto -c jit=off -c timezone=UTC",
     }
+
+
+# SQLSTATEs of a server that stops, has crashed, or starts; and class 08, connection exceptions (PostgreSQL manual,
+# appendix A).
+_OUTAGES = ("57P01", "57P02", "57P03", "08")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Was Postgres away or lost, rather than asked something wrong? Connection errors of libpq carry no SQLSTATE."""
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith(_OUTAGES)
 
 
 def connect(database_url: str, application_name: str) -> psycopg.Connection[DictRow]:

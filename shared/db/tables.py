@@ -199,9 +199,15 @@ sa.Index(
 )
 sa.Index("jobs_unique_idx", jobs.c.org_id, jobs.c.unique_key, postgresql_where=sa.text("unique_key is not null"))
 # Lists: an organisation's, and a member's own. A list of all statuses merges six of these ranges.
-sa.Index("jobs_org_idx", jobs.c.org_id, jobs.c.status, jobs.c.id)
+# They hold type and priority too, so that a filter by these, and counts by type, need not visit the rows.
+sa.Index("jobs_org_idx", jobs.c.org_id, jobs.c.status, jobs.c.id, postgresql_include=["type", "priority"])
 sa.Index(
-    "jobs_member_idx", jobs.c.created_by, jobs.c.status, jobs.c.id, postgresql_where=sa.text("created_by is not null")
+    "jobs_member_idx",
+    jobs.c.created_by,
+    jobs.c.status,
+    jobs.c.id,
+    postgresql_include=["type", "priority"],
+    postgresql_where=sa.text("created_by is not null"),
 )
 sa.Index("jobs_batch_idx", jobs.c.batch_id, jobs.c.id, postgresql_where=sa.text("batch_id is not null"))
 # Throughput and latency of the last minutes; retention by age.
@@ -288,6 +294,11 @@ batches = sa.Table(
     _uuid("cancelled_by"),
 )
 sa.Index("batches_org_idx", batches.c.org_id, batches.c.id)
+sa.Index(
+    "batches_completion_idx",
+    batches.c.completion_job_id,
+    postgresql_where=sa.text("completion_job_id is not null"),
+)
 
 workers = sa.Table(
     "workers",
@@ -304,7 +315,37 @@ workers = sa.Table(
 )
 sa.Index("workers_queue_idx", workers.c.queue, workers.c.seen_at)
 
+# What the scheduler counted last, exactly, and how long that took (docs/decisions/0008-figures.md).
 sa.Table(
+    "queue_figures",
+    metadata,
+    _text("queue", primary_key=True),
+    _time("as_of", nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),  # what the whole sample cost
+    _int("waiting", nullable=False),
+    _int("due", nullable=False),
+    _int("later", nullable=False),
+    _int("held", nullable=False),
+    _int("processing", nullable=False),
+    _int("failed", nullable=False),
+    _time("oldest_run_at"),  # of those due
+    sa.Column("per_minute", sa.Float, nullable=False),  # ended, over the last minutes
+    sa.Column("wait_p50", sa.Float),  # seconds, due to claimed
+    sa.Column("wait_p95", sa.Float),
+    sa.Column("run_p50", sa.Float),  # seconds, claimed to ended
+    sa.Column("run_p95", sa.Float),
+)
+sa.Table(
+    "job_figures",
+    metadata,
+    _uuid("org_id", nullable=False),
+    _text("type", nullable=False),
+    _text("status", nullable=False),
+    _int("jobs", nullable=False),
+    sa.PrimaryKeyConstraint("org_id", "type", "status"),
+)
+
+idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
     _uuid("org_id", nullable=False),
@@ -315,6 +356,7 @@ sa.Table(
     _created(),
     sa.PrimaryKeyConstraint("org_id", "member_id", "key"),
 )
+sa.Index("idempotency_keys_created_idx", idempotency_keys.c.created_at)  # retention
 
 # --- student work ------------------------------------------------------------------------------
 
@@ -335,6 +377,7 @@ documents = sa.Table(
     _time("files_deleted_at"),  # by retention: the text stays
 )
 sa.Index("documents_org_idx", documents.c.org_id, documents.c.id)
+sa.Index("documents_files_idx", documents.c.id, postgresql_where=sa.text("files_deleted_at is null"))  # retention
 
 sa.Table(
     "document_pages",

@@ -1,6 +1,20 @@
 """The job-status library: one state machine over Postgres, and what may be asked of it."""
 
+from .attempts import Attempt, AttemptPage, attempts, attempts_async
 from .context import Done, Handler, JobContext, JobInfo
+from .dead_letters import (
+    DeadLetterCount,
+    DeadLetterFilter,
+    Purged,
+    RedriveReport,
+    count_dead_letters,
+    count_dead_letters_async,
+    list_dead_letters,
+    purge_dead_letters,
+    purge_dead_letters_async,
+    redrive_matching,
+    redrive_matching_async,
+)
 from .errors import (
     InvalidSubmit,
     JobCancelled,
@@ -12,16 +26,31 @@ from .errors import (
     Snooze,
     WorkerStopping,
 )
+from .figures import (
+    JobStats,
+    QueueFigures,
+    job_stats,
+    job_stats_async,
+    queue_figures,
+    queue_figures_async,
+    sample,
+)
 from .models import ClaimedJob, LostLease, Moved, NewBatch, NewJob, OnFailure, Outcome, ParentEdge, Unique, Wake
+from .redrive import Redriven, Skipped, redrive, redrive_async
 from .states import ACTIVE, TERMINAL, TRANSITIONS, EventKind, Hold, Priority, Status, Transition
 from .submit import Accepted, insert_batch, insert_batch_async, submit, submit_async, validate
+from .why import Why, WhyCode, why, why_async
 
 __all__ = [
     "ACTIVE",
     "TERMINAL",
     "TRANSITIONS",
     "Accepted",
+    "Attempt",
+    "AttemptPage",
     "ClaimedJob",
+    "DeadLetterCount",
+    "DeadLetterFilter",
     "Done",
     "EventKind",
     "Handler",
@@ -31,6 +60,7 @@ __all__ = [
     "JobContext",
     "JobError",
     "JobInfo",
+    "JobStats",
     "JobTimeout",
     "LeaseLost",
     "LostLease",
@@ -42,16 +72,41 @@ __all__ = [
     "ParentEdge",
     "PermanentError",
     "Priority",
+    "Purged",
+    "QueueFigures",
+    "RedriveReport",
+    "Redriven",
     "RetryableError",
+    "Skipped",
     "Snooze",
     "Status",
     "Transition",
     "Unique",
     "Wake",
+    "Why",
+    "WhyCode",
     "WorkerStopping",
+    "attempts",
+    "attempts_async",
+    "count_dead_letters",
+    "count_dead_letters_async",
     "insert_batch",
     "insert_batch_async",
+    "job_stats",
+    "job_stats_async",
+    "list_dead_letters",
+    "purge_dead_letters",
+    "purge_dead_letters_async",
+    "queue_figures",
+    "queue_figures_async",
+    "redrive",
+    "redrive_async",
+    "redrive_matching",
+    "redrive_matching_async",
+    "sample",
     "submit",
     "submit_async",
     "validate",
+    "why",
+    "why_async",
 ]

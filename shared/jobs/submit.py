@@ -198,7 +198,7 @@ def _row(job: NewJob, registry: Registry, pending: int, has_children: bool) -> d
         "run_at": job.run_at,
         "batch_id": job.batch_id,
         "payload": Jsonb(job.payload),
-        "metadata": Jsonb(dict(job.metadata)),
+        "metadata": Jsonb(dict(job.metadata)) if job.metadata else _EMPTY,
         "webhook_url": job.webhook_url,
         "notify_email": job.notify_email,
         "pending_parents": pending,
@@ -207,6 +207,22 @@ def _row(job: NewJob, registry: Registry, pending: int, has_children: bool) -> d
         "concurrency_limit": job.concurrency_limit,
         "unique_key": None if job.unique is None else job.unique.key,
     }
+
+
+_EMPTY = Jsonb({})
+# What the columns have by themselves, where a job says nothing.
+_DEFAULTS: dict[str, Any] = {
+    "created_by": None,
+    "batch_id": None,
+    "metadata": _EMPTY,
+    "webhook_url": None,
+    "notify_email": None,
+    "pending_parents": 0,
+    "has_children": False,
+    "concurrency_key": None,
+    "concurrency_limit": 1,
+    "unique_key": None,
+}
 
 
 def _needs_transaction(jobs: Sequence[NewJob]) -> bool:
@@ -280,7 +296,7 @@ def _plan(jobs: Sequence[NewJob], registry: Registry) -> Statements:
         values.append(_row(job, registry, pending, job.id in parents))
     edges = [(job.id, e) for job in new for e in job.parents]
     if len(values) == 1 and not edges:
-        stored = yield _sql.SUBMIT_ONE, values[0]
+        stored = yield _sql.submit_one(values[0], _DEFAULTS), values[0]
     elif values:
         columns: dict[str, Any] = {name: [row[name] for row in values] for name in _sql.COLUMNS}
         columns["child_ids"] = [child for child, _ in edges]

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from shared.ids import IdKind, encode
 
+from .attempts import Attempt, AttemptPage
+from .figures import JobStats, QueueFigures
 from .states import TERMINAL, TRANSITIONS, EventKind, Priority, Status
 
-__all__ = ["API_PREFIX", "event_json", "job_json"]
+if TYPE_CHECKING:
+    from .why import Why  # which shows errors as this module does
+
+__all__ = [
+    "API_PREFIX",
+    "attempts_json",
+    "error_json",
+    "event_json",
+    "job_json",
+    "queue_json",
+    "stats_json",
+    "why_json",
+]
 
 API_PREFIX = "/api/v1"
 
@@ -27,7 +41,7 @@ def _optional(kind: IdKind, value: UUID | None) -> str | None:
     return None if value is None else encode(kind, value)
 
 
-def _error(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def error_json(error: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Code, sentence and details; a parent by its public id, and nothing of our own code's inside."""
     if error is None:
         return None
@@ -67,7 +81,7 @@ def job_json(row: Mapping[str, Any]) -> dict[str, Any]:
         "cancelled_by": _optional(IdKind.MEMBER, row["cancelled_by"]),
         "batch_id": _optional(IdKind.BATCH, row["batch_id"]),
         "depends_on": [encode(IdKind.JOB, p) for p in row.get("depends_on") or ()],
-        "error": _error(row["error"]),
+        "error": error_json(row["error"]),
         "metadata": row["metadata"],
         "refs": {k: encode(kind, UUID(payload[k])) for k, kind in _REFERENCES.items() if payload.get(k)},
         "links": {
@@ -75,6 +89,8 @@ def job_json(row: Mapping[str, Any]) -> dict[str, Any]:
             "result": f"{path}/result",
             "events": f"{path}/events",
             "cancel": f"{path}/cancel",
+            "attempts": f"{path}/attempts",
+            "why": f"{path}/why",
         },
     }
 
@@ -98,7 +114,7 @@ def event_json(job_id: UUID, row: Mapping[str, Any]) -> dict[str, Any]:
     kind = EventKind(row["kind"])
     data = dict(row["data"])
     if "error" in data:
-        data["error"] = _error(data["error"])
+        data["error"] = error_json(data["error"])
     body: dict[str, Any] = {
         "job_id": encode(IdKind.JOB, job_id),
         "seq": row["seq"],
@@ -113,3 +129,72 @@ def event_json(job_id: UUID, row: Mapping[str, Any]) -> dict[str, Any]:
     else:
         body.update(data)
     return body
+
+
+def attempts_json(page: AttemptPage) -> dict[str, Any]:
+    """A page of attempts, newest first, as the API shows it."""
+    return {
+        "items": [_attempt_json(a) for a in page.attempts],
+        "has_more": page.before is not None,
+        "next_cursor": None if page.before is None else str(page.before),
+    }
+
+
+def _attempt_json(attempt: Attempt) -> dict[str, Any]:
+    error = error_json(attempt.error)
+    if error is not None and attempt.traceback is not None:
+        error |= {"exception": attempt.exception, "traceback": list(attempt.traceback)}
+    known = attempt.host is not None
+    return {
+        "attempt": attempt.number,
+        "outcome": None if attempt.outcome is None else attempt.outcome.value,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "seconds": attempt.seconds,
+        "worker": {"id": attempt.worker_id, **({"host": attempt.host, "pid": attempt.pid} if known else {})},
+        "progress": None if attempt.percent is None else {"percent": attempt.percent, "step": attempt.step},
+        "error": error,
+        "log": [{"at": line.at, "message": line.message, "fields": line.fields} for line in attempt.log],
+        "log_truncated": attempt.log_truncated,
+    }
+
+
+def stats_json(stats: JobStats) -> dict[str, Any]:
+    """Counts by status and type. Where ``exact`` is false they are of ``as_of``, or (null) lower bounds."""
+    return {
+        "total": stats.total,
+        "by_status": {s.value: jobs for s, jobs in stats.by_status.items()},
+        "by_type": {t: {s.value: jobs for s, jobs in of.items()} for t, of in stats.by_type.items()},
+        "exact": stats.exact,
+        "as_of": stats.as_of,
+    }
+
+
+def queue_json(figures: QueueFigures) -> dict[str, Any]:
+    """A queue as GET /queues shows it. Seconds; ``as_of`` is when the depths were counted."""
+    f = figures
+    return {
+        "name": f.queue,
+        "as_of": f.as_of,
+        "depth": f.due,
+        "in_flight": f.processing,
+        "due_later": f.later,
+        "held": f.held,
+        "waiting": f.waiting,
+        "failed": f.failed,
+        "oldest_seconds": f.oldest_seconds,
+        "throughput_per_minute": f.per_minute,
+        "latency": {
+            "wait_seconds": {"p50": f.wait_p50, "p95": f.wait_p95},
+            "run_seconds": {"p50": f.run_p50, "p95": f.run_p95},
+        },
+        "paused": f.paused_at is not None,
+        "paused_at": f.paused_at,
+        "pause_reason": f.pause_reason,
+        "limits": {"max_running": f.max_running, "start_limit": f.start_limit, "start_period": f.start_period},
+        "workers": {"alive": f.workers, "slots": f.slots, "job_types": list(f.job_types)},
+    }
+
+
+def why_json(why: Why) -> dict[str, Any]:
+    return {"code": why.code.value, "sentence": why.sentence, "details": why.details}

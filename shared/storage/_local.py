@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from ._errors import ObjectMissing, ObjectTooLarge, StorageUnavailable
+from ._errors import InvalidKey, ObjectMissing, ObjectTooLarge, StorageUnavailable
 from ._files import open_regular
 from ._keys import check_key
 from ._protocol import ObjectStat
@@ -102,6 +102,25 @@ class LocalStorage:
                         folder.rmdir()
                     except OSError:
                         break
+
+    def walk(self, folder: str) -> Iterator[ObjectStat]:
+        check_key(folder)
+        with _os_errors():
+            try:
+                with os.scandir(self._root / folder) as entries:
+                    names = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        for name, is_folder in names:
+            try:
+                key = check_key(f"{folder}/{name}")
+                found = None if is_folder else self.stat(key)
+            except (InvalidKey, ObjectMissing):  # no object of ours; deleted meanwhile
+                continue
+            if found is None:
+                yield from self.walk(key)
+            else:
+                yield found
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,3 +53,7 @@ class Storage(Protocol):
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete them all; an absent one is as good as deleted. All keys are checked before any is deleted."""
+
+    def walk(self, folder: str) -> Iterator[ObjectStat]:
+        """Every object whose key begins with ``folder`` and a slash. What is written or deleted meanwhile may be
+        missed."""

@@ -128,6 +128,17 @@ class S3Storage:
             if failed:
                 raise StorageUnavailable(f"{len(failed)} objects were not deleted: {failed[0].get('Code')}")
 
+    def walk(self, folder: str) -> Iterator[ObjectStat]:
+        wanted: dict[str, Any] = {"Bucket": self._bucket, "Prefix": f"{check_key(folder)}/"}
+        while True:
+            with self._errors():
+                answer = self._client.list_objects_v2(**wanted)
+            for found in answer.get("Contents", ()):
+                yield ObjectStat(found["Key"], found["Size"], found["LastModified"])
+            if not answer.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = answer["NextContinuationToken"]
+
     @property
     def _client(self) -> Any:
         with self._lock:

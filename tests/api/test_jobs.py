@@ -49,7 +49,7 @@ def test_a_job_is_shown_as_the_outline_says(teacher: Person) -> None:
     for name in ("created_at", "run_at"):
         assert datetime.fromisoformat(job[name]).tzinfo == UTC
         assert job[name].endswith("Z")
-    assert set(job["links"]) == {"self", "result", "events", "cancel"}
+    assert set(job["links"]) == {"self", "result", "events", "cancel", "attempts", "why"}
 
 
 def test_an_unchanged_job_is_304(teacher: Person, db: SyncPool) -> None:

@@ -21,7 +21,9 @@ create table if not exists chaos_effects (
 """
 _INSERT_EFFECT = "insert into chaos_effects (job_id, attempt, worker_pid) values (%s, %s, %s)"
 
-Act = Literal["work", "flaky", "retry_after", "snooze", "progress", "permanent", "exhausted", "broken_effect", "suicide"]
+Act = Literal[
+    "work", "flaky", "retry_after", "snooze", "progress", "permanent", "exhausted", "broken_effect", "suicide"
+]
 
 
 class ChaosPayload(Contract):

@@ -64,10 +64,10 @@ def get(scheduler: Scheduler, path: str) -> tuple[int, Any]:
         return e.code, json.load(e)
 
 
-def lose(client: Client, id: Any, *, stalls: int = 0) -> None:
+def lose(client: Client, id: Any, *, crashes: int = 0) -> None:
     """Have a worker that no longer lives hold the lease of ``id``, which has just run out."""
     with client.pool.connection() as conn:
-        conn.execute("update jobs set stall_count = %s where id = %s", (stalls, id))
+        conn.execute("update jobs set crash_count = %s where id = %s", (crashes, id))
         store.claim(conn, queue="test", worker_id=uuid4(), lease_seconds=-0.001)
 
 
@@ -132,25 +132,25 @@ class TestRescue:
         once, thrice = client.submit(wake=False), None
         lose(client, once)
         thrice = client.submit(wake=False)
-        lose(client, thrice, stalls=2)
-        assert rescue(client.pool, client.publisher) == 2
-        assert rescue(client.pool, client.publisher) == 0
+        lose(client, thrice, crashes=2)
+        assert rescue(client.pool, client.publisher, 0) == 2
+        assert rescue(client.pool, client.publisher, 0) == 0
         after = [value(metrics.JOBS_RESCUED, "test", outcome) for outcome in ("requeued", "dead")]
         assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
         assert (client.status(once), client.status(thrice)) == ("queued", "failed")
-        assert client.row(thrice)["error"]["code"] == "job.stalled"
+        assert client.row(thrice)["error"]["code"] == "job.crashed"
 
     def test_finds_all_however_many_there_are(self, client: Client) -> None:
         client.submit_all([{}] * 1100, wake=False)
         with client.pool.connection() as conn:
             store.claim(conn, queue="test", worker_id=uuid4(), lease_seconds=-1, limit=1100)
-        assert rescue(client.pool, client.publisher) == 1100
+        assert rescue(client.pool, client.publisher, 0) == 1100
 
     def test_leaves_a_held_lease_alone(self, client: Client) -> None:
         client.submit(wake=False)
         with client.pool.connection() as conn:
             store.claim(conn, queue="test", worker_id=uuid4(), lease_seconds=5)
-        assert rescue(client.pool, client.publisher) == 0
+        assert rescue(client.pool, client.publisher, 0) == 0
 
 
 class TestReplicas:
@@ -161,7 +161,7 @@ class TestReplicas:
         for _ in range(10):
             lose(client, ids[0])
         before = value(metrics.JOBS_RESCUED, "test", "requeued")
-        threads = [threading.Thread(target=rescue, args=(client.pool, client.publisher)) for _ in range(6)]
+        threads = [threading.Thread(target=rescue, args=(client.pool, client.publisher, 0)) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -221,7 +221,7 @@ class TestHealth:
             id = client.submit(wake=False)
             eventually(lambda: client.redis.llen(QUEUE) == 1)
             eventually(lambda: get(scheduler, "/readyz")[0] == 200, within=15)
-            assert set(get(scheduler, "/stats")[1]["duties"]) == {"rescue", "rewake", "figures"}
+            assert set(get(scheduler, "/stats")[1]["duties"]) == {"rescue", "rewake", "figures", "prune"}
             assert client.status(id) == "queued"
 
     def test_liveness_fails_when_the_duties_no_longer_get_their_turn(

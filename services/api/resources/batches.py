@@ -32,9 +32,9 @@ async def load_batch(
     if row is None:
         return None
     counts = await (await conn.execute(queries.BATCH_COUNTS, {"batch_id": batch_id})).fetchall()
-    listed = queries.list_jobs(viewer, queries.JobFilter(batch_id=batch_id), before=None, limit=SHOWN_JOBS)
-    jobs = await (await conn.execute(listed.sql, listed.parameters)).fetchall()
-    return batch_json(row, counts, jobs)
+    query = queries.list_jobs(viewer, queries.JobFilter(batch_id=batch_id), before=None, limit=SHOWN_JOBS)
+    jobs = queries.listed(await (await conn.execute(query.sql, query.parameters)).fetchall(), SHOWN_JOBS)
+    return batch_json(row, counts, jobs.rows)
 
 
 def batch_json(row: dict[str, Any], counts: list[dict[str, Any]], jobs: list[dict[str, Any]]) -> dict[str, Any]:

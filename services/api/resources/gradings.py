@@ -229,8 +229,8 @@ class Grading:
 def grading_json(row: dict[str, Any]) -> dict[str, Any]:
     grading_id = encode(IdKind.GRADING, row["id"])
     status = row["status"]
-    if status == "pending" and row["job_status"] in (Status.FAILED, Status.CANCELLED):
-        status = row["job_status"]
+    if status == "pending" and row["job_status"] in (None, Status.FAILED, Status.CANCELLED):
+        status = row["job_status"] or Status.FAILED.value  # a job that retention has removed did not grade it
     error = row["job_error"]
     job = encode(IdKind.JOB, row["job_id"])
     return {

@@ -12,7 +12,7 @@ import falcon.asgi
 import orjson
 
 from shared.contracts import JOB_TYPES
-from shared.ids import IdKind, InvalidId, decode
+from shared.ids import IdKind, InvalidId, decode, encode
 from shared.jobs import Priority, Status, queries
 from shared.jobs.store import cancel_async
 from shared.jobs.views import job_json
@@ -20,7 +20,7 @@ from shared.jobs.views import job_json
 from ..auth import Caller, requires
 from ..deps import Deps
 from ..errors import Problem, not_found
-from ..pages import page, page_request
+from ..pages import page_request
 
 __all__ = ["Job", "JobCancel", "JobResult", "Jobs", "find_job"]
 
@@ -45,10 +45,15 @@ class Jobs:
     @requires("jobs:read")
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         before, limit = page_request(req, IdKind.JOB)
-        query = queries.list_jobs(req.context.caller.viewer, _filter(req), before=before, limit=limit + 1)
+        query = queries.list_jobs(req.context.caller.viewer, _filter(req), before=before, limit=limit)
         async with self._deps.pool.connection() as conn:
             rows = await (await conn.execute(query.sql, query.parameters)).fetchall()
-        resp.media = page([job_json(r) for r in rows], limit)
+        found = queries.listed(rows, limit)
+        resp.media = {
+            "items": [job_json(r) for r in found.rows],
+            "has_more": found.before is not None,
+            "next_cursor": None if found.before is None else encode(IdKind.JOB, found.before),
+        }
 
 
 class Job:

@@ -31,8 +31,8 @@ select s.*, d.name as file_name, d.media_type, d.page_count, j.status as job_sta
 def submission_json(row: dict[str, Any]) -> dict[str, Any]:
     submission_id = encode(IdKind.SUBMISSION, row["id"])
     status = row["status"]
-    if status == "reading" and row["job_status"] in (Status.FAILED, Status.CANCELLED):
-        status = row["job_status"]
+    if status == "reading" and row["job_status"] in (None, Status.FAILED, Status.CANCELLED):
+        status = row["job_status"] or Status.FAILED.value  # a job that retention has removed did not read it
     error = row["job_error"]
     return {
         "id": submission_id,
@@ -149,5 +149,6 @@ class Document:
             "page_count": row["page_count"],
             "created_at": row["created_at"],
             "read_at": row["read_at"],
+            "files_deleted_at": row["files_deleted_at"],
             "pages": [{**p, "text": "\n".join(line["text"] for line in p["lines"])} for p in pages],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -21,7 +21,7 @@ from shared.ids import IdKind, encode
 from shared.jobs.context import Done, Handler, JobContext
 from shared.jobs.errors import JobError, PermanentError, RetryableError
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import ObjectMissing, Storage
 from shared.storage.leftovers import sweep
 
 from .saving import Saving, document_gone
@@ -100,7 +100,7 @@ class DocumentReader:
         stored: list[str] = []
         try:
             with (
-                self._storage.open_local(source.storage_key) as path,
+                self._open(source.storage_key) as path,
                 TemporaryDirectory(prefix=_SCRATCH) as folder,
                 closing(self._read(ctx, path, source, Path(folder))) as reading,
             ):
@@ -118,6 +118,17 @@ class DocumentReader:
         ctx.progress(_READ, "Processing complete, cleaning up files")
         pages.sort(key=lambda page: page.number)
         return _done(ctx, payload, source, tuple(pages))
+
+    @contextmanager
+    def _open(self, storage_key: str) -> Iterator[Path]:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(self._storage.open_local(storage_key))
+            except ObjectMissing:
+                raise PermanentError(
+                    "document.files_gone", "The file was deleted after its retention time. Please upload it again."
+                ) from None
+            yield path
 
     def _read(self, ctx: JobContext, path: Path, source: _Source, folder: Path) -> _Pages:
         return _Reading(ctx, self._readers(), path, source.media_type, folder).pages(self._settings.max_pages)

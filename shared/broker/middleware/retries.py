@@ -15,6 +15,7 @@ import dramatiq
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware
 
+from shared.db import is_outage
 from shared.jobs import JobCancelled, JobError, JobTimeout, LeaseLost, Outcome, RetryableError, Snooze, WorkerStopping
 from shared.telemetry import sentry
 
@@ -25,6 +26,8 @@ __all__ = ["Retries", "decide", "describe", "judge", "retry_or_fail"]
 # How far a provider's Retry-After is believed, and how long a job may snooze at a time, in seconds.
 _MAX_RETRY_AFTER = 3600.0
 _MAX_SNOOZE = 86400.0
+# After an outage of Postgres in the middle of a handler's own reading, which is not charged to the job.
+_OUTAGE_PAUSE = 2.0
 _MAX_FRAMES = 12
 
 
@@ -57,6 +60,8 @@ def decide(run: Run) -> Outcome | None:
         return None
     if isinstance(e, WorkerStopping):
         return Outcome.released(job)
+    if e is not None and is_outage(e):
+        return Outcome.snoozed(job, "The database was away for a moment.", _OUTAGE_PAUSE)
     if isinstance(e, Snooze):
         return Outcome.snoozed(job, e.why, _bounded(e.seconds, _MAX_SNOOZE))
     return judge(run, e)

@@ -5,7 +5,7 @@ or ends follow in the same transaction. All stand or fall together (DESIGN invar
 Parameters are psycopg's named ones. All times are the database's.
 """
 
-from .accept import ADOPT, COLUMNS, LOCK_UNIQUE, SUBMIT, SUBMIT_ONE, UNIQUE
+from .accept import ADOPT, COLUMNS, LOCK_UNIQUE, SUBMIT, UNIQUE, submit_one
 from .attempt import HEARTBEAT, LOG, PROGRESS, RELEASE_ORPHANS, RESCUE, SETTLE, SETTLE_PLAIN
 from .claim import CLAIM, CLAIM_ALONE, CLAIM_LIMITED, LOCK, RESERVE, UNHOLD, UNHOLD_ALL
 from .follow import BLOCK, CANCEL, COMPLETE_BATCH, FREE
@@ -31,8 +31,8 @@ __all__ = [
     "SETTLE",
     "SETTLE_PLAIN",
     "SUBMIT",
-    "SUBMIT_ONE",
     "UNHOLD",
     "UNHOLD_ALL",
     "UNIQUE",
+    "submit_one",
 ]

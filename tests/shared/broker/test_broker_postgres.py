@@ -7,11 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
-from broker_harness import Client, Stage, worker
+from broker_harness import Client, Payload, Stage, worker
 
 from deploy.local.servers import EmbeddedServers
 from shared.jobs import JobContext, LeaseLost, Wake, store
@@ -153,6 +154,7 @@ class TestOutages:
                 os.kill(pid, signal.SIGSTOP)
             try:
                 eventually(lambda: stage.notes, within=4)
+                stage.acts["act"] = stage.do_nothing  # from its next attempt on
                 assert stage.notes[0][0] is LeaseLost
                 assert 0.5 < stage.notes[0][1] - away < 2.0
                 assert process.heartbeat.alive
@@ -165,7 +167,6 @@ class TestOutages:
                 for pid in pids:
                     os.kill(pid, signal.SIGCONT)
             client.pool.check()
-            stage.acts["act"] = stage.do_nothing
             eventually(lambda: not client.undone())
         # Given back by the worker itself, which had stopped it: nobody is charged.
         assert client.kinds(stage.ran[0][0]) == ["accepted", "started", "released", "started", "completed"]
@@ -222,3 +223,32 @@ def _wakes(client: Client) -> Any:
     with client.pool.connection() as conn:
         rows = conn.execute("select id from jobs where status = 'queued' limit 20").fetchall()
     return [Wake("test", r["id"], 1) for r in rows]
+
+
+class TestNotTheJobsFault:
+    @pytest.mark.parametrize("where", ["progress", "log", "own reading"])
+    def test_a_session_lost_under_a_handler_costs_no_retry(
+        self, settings: Settings, client: Client, stage: Stage, eventually: Eventually, where: str
+    ) -> None:
+        def act(ctx: JobContext, payload: Payload) -> None:
+            if ctx.job.attempt > 1:
+                return
+            with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as conn:
+                if where == "own reading":
+                    with ctx.connection() as own:
+                        conn.execute("select pg_terminate_backend(%s)", (own.info.backend_pid,))
+                        own.execute("select 1")
+                else:
+                    conn.execute(CUT)
+            ctx.progress(50, "half") if where == "progress" else ctx.log("half")
+
+        stage.acts["act"] = act
+        with worker(settings, stage):
+            id = client.submit("act")
+            eventually(lambda: client.pool.check() or client.kinds(id)[-1] in ("completed", "snoozed"))
+            time.sleep(max(0.0, (client.row(id)["run_at"] - datetime.now(UTC)).total_seconds()))
+            client.publisher.wake([Wake("test", id, 1)])
+            eventually(lambda: client.status(id) == "completed")
+        assert client.row(id)["retry_count"] == 0
+        again = ["snoozed", "started"] if where == "own reading" else []
+        assert client.kinds(id) == ["accepted", "started", *again, "completed"]

@@ -428,3 +428,30 @@ def test_local_storage_never_imports_boto3(tmp_path: Path) -> None:
         "assert not {'boto3', 'botocore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=60)
+
+
+def test_walk_meets_every_object_of_a_folder_and_no_other(store: st.Storage, key: str) -> None:
+    root = key.rpartition("/")[0]
+    keys = {f"{root}/{name}" for name in ("a/1.jpg", "a/b/2.jpg", "a/b/c.d/3.jpg", "a-4.jpg", "z")}
+    for k in keys:
+        store.put_bytes(k, b"x", PNG)
+    store.put_bytes(f"{root}b/other", b"x", PNG)
+    found = list(store.walk(root))
+    assert sorted(o.key for o in found) == sorted(keys)
+    assert all(o.size == 1 and o.modified_at.tzinfo is not None for o in found)
+    assert {o.key for o in store.walk(f"{root}/a")} == {k for k in keys if k.startswith(f"{root}/a/")}
+    assert list(store.walk(f"{root}/none")) == []
+    with pytest.raises(st.InvalidKey):
+        list(store.walk("../etc"))
+
+
+def test_walk_goes_on_while_what_it_meets_is_deleted(store: st.Storage, key: str) -> None:
+    root = key.rpartition("/")[0]
+    keys = {f"{root}/{n}/page.jpg" for n in range(5)}
+    for k in keys:
+        store.put_bytes(k, b"x", PNG)
+    met = set()
+    for found in store.walk(root):
+        met.add(found.key)
+        store.delete([found.key])
+    assert met == keys
