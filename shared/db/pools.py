@@ -44,8 +44,9 @@ def _kwargs(application_name: str) -> dict[str, Any]:
         "tcp_user_timeout": 15_000,
         # Prepare at the second use: the hot statements are few and large.
         "prepare_threshold": 1,
-        # A custom plan costs about 1 ms for the claim; the generic one is as good.
-        "options": "-c plan_cache_mode=auto -c jit=off -c timezone=UTC",
+        # Statements are written so that one plan is right for all parameters. Left to itself Postgres plans the claim
+        # anew each time, by estimates that favour that: 1.1 ms of CPU instead of 0.3.
+        "options": "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC",
     }
 
 

@@ -53,7 +53,8 @@ _HEAD = f"""head as (
    where o.org_id is not null
 )"""
 
-# Visits the ranked jobs one by one, best first, by their key; takes what nobody else has locked.
+# Visits the ranked jobs one by one, best first, by their key; takes what nobody else has locked. What it picked is then
+# found by an array: joined, a generic plan, which cannot know the limit, may prefer to read the whole table.
 _PICKED = f"""picked as materialized (
   select l.id from (select id from {{ranked}} order by level, turn, run_at, id) r cross join lateral (
     select j.id from jobs j
@@ -67,7 +68,7 @@ _CLAIMED = f"""claimed as (
      set status = '{allowed(EventKind.STARTED).target.value}', attempt = j.attempt + 1,
          lease_until = now() + make_interval(secs => %(lease)s), worker_id = %(worker_id)s, started_at = now(),
          next_retry_at = null, progress = 0, step = null, event_seq = j.event_seq + 1
-    from picked p where j.id = p.id
+   where j.id = any(array(select id from picked))
   returning j.id, j.org_id, j.created_by, j.type, j.queue, j.priority, j.attempt, j.max_retries, j.retry_count,
             j.stall_count, j.crash_count, j.time_limit, j.batch_id, j.payload, j.created_at, j.run_at, j.started_at,
             j.event_seq, j.concurrency_key,
