@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -23,6 +24,7 @@ from .run import RunRegistry
 __all__ = ["Heartbeat"]
 
 _log = structlog.get_logger(__name__)
+_ANY_LEASE = 1e9  # seconds: longer than twice what any lease has left
 
 
 class Heartbeat:
@@ -67,7 +69,7 @@ class Heartbeat:
                 thread.join(2)
         if self._conn is not None and not self._beater.is_alive():
             with contextlib.suppress(psycopg.Error):
-                store.leave(self._conn, self._worker.id)
+                self._leave(self._conn)
             self._conn.close()
 
     @property
@@ -97,14 +99,24 @@ class Heartbeat:
             elif gone[key] != Status.PROCESSING:
                 run.interrupt(LeaseLost())
         self._beat_at = time.monotonic()
-        if self._beat_at - self._swept_at >= self._lease / 3:
+        if self._beat_at - self._swept_at >= self._lease / 3 and self._release_orphans(self._conn):
             self._swept_at = self._beat_at
-            self._release_orphans(self._conn)
 
-    def _release_orphans(self, conn: psycopg.Connection[Any]) -> None:
-        held = [r.claimed.id for r in self._runs.all()]
+    def _release_orphans(self, conn: psycopg.Connection[Any]) -> bool:
+        """False while a claim is under way: its jobs may be taken for orphans. The next beat tries again."""
+        runs = self._runs.settled()
+        if runs is not None:
+            self._release(conn, [r.claimed.id for r in runs], self._lease)
+        return runs is not None
+
+    def _leave(self, conn: psycopg.Connection[Any]) -> None:
+        """Give back whatever could not be ended in time, so that nobody takes it for a crash, and sign off."""
+        self._release(conn, [], _ANY_LEASE)
+        store.leave(conn, self._worker.id)
+
+    def _release(self, conn: psycopg.Connection[Any], held: list[UUID], lease_seconds: float) -> None:
         with conn.transaction():
-            moved = store.release_orphans(conn, self._worker, held, self._lease)
+            moved = store.release_orphans(conn, self._worker, held, lease_seconds)
         if moved.jobs:
             _log.warning("heartbeat.orphans_released", jobs=len(moved.jobs))
             self._publisher.moved(moved)

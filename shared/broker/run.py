@@ -26,7 +26,6 @@ from shared.jobs import (
     LeaseLost,
     Outcome,
     PermanentError,
-    WorkerStopping,
     store,
 )
 from shared.jobs.states import Status
@@ -62,6 +61,7 @@ class Run:
         lease_seconds: float,
         asked_at: float,
         on_stuck: Callable[[Run], None],
+        on_withdrawn: Callable[[Run, BaseException], None],
     ) -> None:
         self.claimed = claimed
         self.handler = handler
@@ -78,6 +78,7 @@ class Run:
         self._pool = pool
         self._publisher = publisher
         self._guard = Interruptible(lambda: on_stuck(self))
+        self._on_withdrawn = on_withdrawn
         self._info = JobInfo(
             id=claimed.id,
             org_id=claimed.org_id,
@@ -96,6 +97,13 @@ class Run:
         """Must nothing else run in this process meanwhile? Two processes died while they held the job."""
         return self.claimed.crash_count >= store.MAX_CRASHES
 
+    @property
+    def level(self) -> int:
+        """Its priority as it was claimed: lifted by its waiting, as the claim does it."""
+        job = self.claimed
+        waited = (job.started_at - job.run_at).total_seconds()
+        return max(0, job.priority - int(max(0.0, waited) // store.AGE_SECONDS))
+
     def begin(self) -> bool:
         """This thread takes the run up. False when it was withdrawn before."""
         with self._taken:
@@ -112,11 +120,10 @@ class Run:
             self.withdrawn = True
             return True
 
-    def release(self) -> None:
-        """Make giving the job back the outcome of a run that was withdrawn."""
+    def end_unbegun(self, reason: BaseException) -> None:
+        """End a run that was withdrawn, for ``reason``."""
         self._guard.end()
-        self.exception = WorkerStopping()
-        self.outcome = Outcome.released(self.claimed)
+        self.exception = reason
 
     def execute(self) -> None:
         """Run the handler and keep its result or exception, unless the run was given up meanwhile. Raises nothing."""
@@ -144,6 +151,8 @@ class Run:
         self._guard.enter()
         try:
             self.check()
+            if time.monotonic() >= self.lease_deadline:  # the process was paused meanwhile
+                raise LeaseLost
             result = self.handler.run(self, payload)
         finally:
             self._guard.leave()
@@ -157,9 +166,13 @@ class Run:
     def interrupt(self, reason: BaseException) -> None:
         """Stop the handler, for ``reason``: from any thread, once or more (the first reason stands), at no wait.
 
-        After the handler has ended this does nothing, so that ending the job is never torn.
+        After the handler has ended this does nothing, so that ending the job is never torn. What no thread has taken
+        up is withdrawn: there is nothing to stop.
         """
-        self._guard.interrupt(reason)
+        if self.withdraw():
+            self._on_withdrawn(self, reason)
+        else:
+            self._guard.interrupt(reason)
 
     def abandon(self) -> bool:
         """End the run although its handler still runs, for good. False when it had ended."""
@@ -300,9 +313,11 @@ class RunRegistry:
         if wanted:
             self.freed.set()
 
-    def remove(self, run: Run, outcome: str) -> None:
+    def remove(self, run: Run, outcome: str) -> bool:
+        """The run's end is written. False when it had been before."""
         with self._changed:
-            self._runs.pop((run.claimed.id, run.claimed.attempt), None)
+            if self._runs.pop((run.claimed.id, run.claimed.attempt), None) is None:
+                return False
             self.counts[outcome] = self.counts.get(outcome, 0) + 1
             idle = not self._runs
             if idle:
@@ -310,6 +325,7 @@ class RunRegistry:
                 self._changed.notify_all()
         if idle:  # what must run alone may now
             self.freed.set()
+        return True
 
     def add_stuck(self, by: int) -> None:
         with self._changed:
@@ -318,6 +334,17 @@ class RunRegistry:
     def all(self) -> list[Run]:
         with self._changed:
             return list(self._runs.values())
+
+    def settled(self) -> list[Run] | None:
+        """As ``all``; None while a claim is under way, which may hold jobs that are not here yet."""
+        with self._changed:
+            return None if self._claims else list(self._runs.values())
+
+    @property
+    def unwritten(self) -> int:
+        """How many have ended whose end is not written yet."""
+        with self._changed:
+            return len(self._runs) - self.open
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing runs or is being claimed, at most ``timeout`` seconds. True when idle."""

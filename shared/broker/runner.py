@@ -98,7 +98,9 @@ class WorkerProcess:
             ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency, tuple(sorted(handlers))
         )
         url = settings.database_url.get_secret_value()
-        self._pool = open_pool(url, size=self._concurrency + 1, application_name=f"gradeline-{service}")
+        # At most two a handler (its own session, and a report in the middle of it), one for a settling of its thread's
+        # stuck predecessor, one to claim. It opens what is used: rarely more than two.
+        self._pool = open_pool(url, size=2 * self._concurrency + 2, application_name=f"gradeline-{service}")
         client = make_redis(settings.redis_url.get_secret_value())
         self.broker = WakeBroker(client)
         self.publisher = Publisher(self.broker)
@@ -110,6 +112,7 @@ class WorkerProcess:
             lease_seconds=settings.lease_seconds,
             start_rate=settings.worker_start_rate,
             make_run=self._make_run,
+            give_back=lambda runs: self._claim.end_unbegun(runs, WorkerStopping()),
         )
         self.broker.claimer = self.claimer
         settlement = Settlement(
@@ -165,7 +168,7 @@ class WorkerProcess:
         _log.info("worker.draining", service=self.service, running=len(self.runs.all()))
         self.runs.freed.set()
         self._claim.withdraw_all()
-        if not self.runs.wait_idle(grace):
+        if not self._wait_idle(grace):
             # Those that do not stop are given up after STUCK_SECONDS, and released all the same.
             deadline = time.monotonic() + _RELEASE_SECONDS
             while not self.runs.wait_idle(0.1) and time.monotonic() < deadline:
@@ -186,6 +189,15 @@ class WorkerProcess:
             self._health.close()
         self._pool.close(timeout=2)
         _log.info("worker.stopped", service=self.service)
+
+    def _wait_idle(self, seconds: float) -> bool:
+        """As RunRegistry.wait_idle; what a claim that was under way still brings is given back at once."""
+        deadline = time.monotonic() + seconds
+        while not self.runs.wait_idle(min(0.2, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                return False
+            self._claim.withdraw_all()
+        return True
 
     def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, drain. A second signal ends the grace period."""
@@ -213,6 +225,7 @@ class WorkerProcess:
             lease_seconds=self._settings.lease_seconds,
             asked_at=asked_at,
             on_stuck=self._claim.give_up,
+            on_withdrawn=lambda run, reason: self._claim.end_unbegun([run], reason),
         )
 
     def _replace_thread(self) -> None:

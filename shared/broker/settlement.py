@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -59,26 +60,47 @@ class Settlement:
         self._pending: list[Run] = []
         self._writing = False
 
-    def settle(self, run: Run) -> None:
-        """Write the run's outcome, or leave it with the thread that is writing. Blocks while Postgres is away, for as
-        long as the run's lease may still hold. Raises nothing."""
-        if run.outcome is None or run.claimed.has_followers or _effects(run):
-            self._settle_one(run)
-            return
+    def settle(self, *runs: Run) -> None:
+        """Write the runs' outcomes, or leave them with the thread that is writing. Blocks while Postgres is away, for as
+        long as a run's lease may still hold. Raises nothing."""
+        plain = [r for r in runs if r.outcome is not None and not r.claimed.has_followers and not _effects(r)]
         with self._lock:
-            self._pending.append(run)
-            if self._writing:
-                return
-            self._writing = True
+            self._pending += plain
+            lead = bool(plain) and not self._writing
+            self._writing = self._writing or lead
+        if lead:
+            self._lead()
+        for run in runs:
+            if run not in plain:
+                self._settle_one(run)
+
+    def _lead(self) -> None:
         while True:
             with self._lock:
                 together, self._pending = self._pending[:_TOGETHER], self._pending[_TOGETHER:]
                 if not together:
                     self._writing = False
                     return
-            self._settle_together(together)
+            try:
+                self._settle_together(together)
+            except BaseException as e:  # whatever it is: this thread has the others' outcomes in its hands
+                _log.error("settle.leader_failed", error=type(e).__name__)
+                self._apart([(run, True) for run in together])
+
+    def _apart(self, runs: list[tuple[Run, bool]]) -> None:
+        """Settle runs (each with whether it is in doubt) one by one, in a thread of their own: one of them may have to
+        wait, for a row or for Postgres, and the rest of the process's ends must not."""
+
+        def one_by_one() -> None:
+            for run, in_doubt in runs:
+                self._settle_one(run, in_doubt=in_doubt)
+
+        if runs:
+            threading.Thread(target=one_by_one, name="settle-apart", daemon=True).start()
 
     def _settle_together(self, runs: list[Run]) -> None:
+        # In the order in which a cancel locks them, lest the two deadlock.
+        runs = sorted(runs, key=lambda run: run.claimed.id)
         outcomes = [run.outcome for run in runs if run.outcome is not None]
         in_doubt = False
         moved = Moved()
@@ -91,24 +113,31 @@ class Settlement:
                 _log.warning("settle.one_by_one", error=type(e).__name__, jobs=len(runs))
         self._publish(moved)
         done = set(moved.ids)
+        self._apart([(run, in_doubt) for run in runs if run.claimed.id not in done])
         for run in runs:
             if run.claimed.id in done and run.outcome is not None:
                 self._ended(run, run.outcome.kind.value)
-            else:
-                self._settle_one(run, in_doubt=in_doubt)
 
     def _settle_one(self, run: Run, *, in_doubt: bool = False) -> None:
         ended = "lost"
         try:
             ended = self._write_down(run, in_doubt)
-        except Exception as e:  # not even the plainest words are taken: the lease will end it
+        except BaseException as e:  # not even the plainest words are taken: the lease will end it
             _log.error("settle.failed", error=type(e).__name__)
         finally:
             self._ended(run, ended)
 
     def _ended(self, run: Run, ended: str) -> None:
-        """``ended``: an event kind, ``cancelled`` or ``lost``."""
-        self._runs.remove(run, ended)
+        """``ended``: an event kind, ``cancelled`` or ``lost``. Raises nothing: what is written is written."""
+        if not self._runs.remove(run, ended):
+            return
+        try:
+            self._tell(run, ended)
+        except Exception as e:
+            with contextlib.suppress(Exception):
+                _log.error("settle.untold", error=type(e).__name__)
+
+    def _tell(self, run: Run, ended: str) -> None:
         job = run.claimed
         seconds = time.monotonic() - run.started
         metrics.JOBS_FINISHED.labels(job.queue, job.type, ended).inc()

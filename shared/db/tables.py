@@ -178,6 +178,8 @@ sa.Index(
     jobs.c.queue,
     jobs.c.org_id,
     jobs.c.concurrency_key,
+    jobs.c.priority,
+    jobs.c.run_at,
     postgresql_where=sa.text("status = 'queued' and hold = 0 and concurrency_key is not null"),
 )
 sa.Index(

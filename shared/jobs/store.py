@@ -314,7 +314,7 @@ async def cancel_batch_async(
 
 def unhold(conn: Connection) -> tuple[Wake, ...]:
     """Let jobs that were held for their concurrency key back in line where it has come free. What to wake."""
-    return _wakes(conn.execute(_sql.UNHOLD_ALL).fetchall())
+    return _wakes(conn.execute(_sql.UNHOLD_ALL, {"age": AGE_SECONDS}).fetchall())
 
 
 def due_queues(conn: Connection) -> list[tuple[str, int, UUID]]:
@@ -378,7 +378,7 @@ def _followers(rows: Rows) -> Generator[tuple[str, dict[str, Any]], Rows, Moved]
         total += _moved(rows)
     if keys:
         queues, org_ids, names = (list(column) for column in zip(*keys, strict=True))
-        freed = yield _sql.UNHOLD, {"queues": queues, "org_ids": org_ids, "keys": names}
+        freed = yield _sql.UNHOLD, {"queues": queues, "org_ids": org_ids, "keys": names, "age": AGE_SECONDS}
         total += Moved(wakes=_wakes(freed))
     return total
 

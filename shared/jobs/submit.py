@@ -6,23 +6,22 @@ commits with it or not at all. Nothing is sent to a broker here: publish ``Accep
 
 from __future__ import annotations
 
-import graphlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
-from pydantic import ValidationError
 
-from shared.contracts import JOB_TYPES, Registry, UnknownJobType
+from shared.contracts import JOB_TYPES, Registry
 
 from . import _sql
+from ._circles import refuse_circles
+from ._validation import validate, validate_batch
 from .errors import InvalidSubmit
-from .models import NewBatch, NewJob, ParentEdge, Unique, Wake
-from .states import TERMINAL, Priority, Status
+from .models import NewBatch, NewJob, ParentEdge, Wake
+from .states import TERMINAL, Status
 
 __all__ = ["Accepted", "insert_batch", "insert_batch_async", "submit", "submit_async", "validate"]
 
@@ -38,11 +37,6 @@ update batches set completion_job_id = %(job_id)s
 returning finished_at is not null as finished
 """
 
-MAX_TIME_LIMIT = 3600.0
-MAX_RETRIES = 25
-MAX_KEY = 200  # characters
-MAX_AHEAD = timedelta(days=366)
-
 Rows = list[dict[str, Any]]
 Statements = Generator[tuple[str, dict[str, Any]], Rows, "Accepted"]
 
@@ -51,8 +45,8 @@ Statements = Generator[tuple[str, dict[str, Any]], Rows, "Accepted"]
 class Accepted:
     """What was stored of each job, in the order given, and what to wake once the transaction has committed.
 
-    A row has id, type, queue, status, priority, run_at and created_at. Where ``Unique`` let an earlier job stand for
-    one, the row is that job's; its id is among ``existing``.
+    A row has id, type, queue, status, priority, run_at and created_at. Where ``Unique`` let another job stand for one,
+    the row is that job's; its id is among ``existing`` if it was accepted before, and not by the same submit.
     """
 
     rows: Rows
@@ -60,118 +54,14 @@ class Accepted:
     existing: frozenset[UUID] = frozenset()
 
 
-def validate(job: NewJob, registry: Registry = JOB_TYPES) -> NewJob:
-    """The job with its type's own name and defaults filled in. Raises InvalidSubmit naming the field."""
-    try:
-        job_type = registry.get(job.type)
-    except UnknownJobType:
-        known = ", ".join(t.name for t in registry.all() if t.public)
-        raise InvalidSubmit("job.unknown_type", "type", f"no job type {job.type!r}; there are: {known}") from None
-    try:
-        payload = job_type.payload.model_validate(job.payload)
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(p) for p in ("payload", *first["loc"]))
-        raise InvalidSubmit("job.invalid_payload", where, str(first["msg"])) from None
-    if job.priority not in _PRIORITIES:
-        raise InvalidSubmit("job.invalid", "priority", "must be high, normal or low")
-    max_retries = job_type.policy.max_retries if job.max_retries is None else job.max_retries
-    if not 0 <= max_retries <= MAX_RETRIES:
-        raise InvalidSubmit("job.invalid", "max_retries", f"must be between 0 and {MAX_RETRIES}")
-    time_limit = job_type.policy.time_limit if job.time_limit is None else job.time_limit
-    if not 0 < time_limit <= MAX_TIME_LIMIT:
-        raise InvalidSubmit("job.invalid", "time_limit", f"must be above 0 and at most {MAX_TIME_LIMIT:.0f} seconds")
-    if job.run_at is not None:
-        _check_time(job.run_at)
-    if job.concurrency_key is not None:
-        _check_key("concurrency_key", job.concurrency_key)
-        if not 1 <= job.concurrency_limit <= 10_000:
-            raise InvalidSubmit("job.invalid", "concurrency_limit", "must be between 1 and 10000")
-    if job.unique is not None:
-        _check_unique(job, job.unique)
-    if job.parents:
-        _check_parents(job)
-    return NewJob(
-        id=job.id,
-        type=job_type.name,
-        payload=payload.model_dump(mode="json"),
-        org_id=job.org_id,
-        created_by=job.created_by,
-        priority=job.priority,
-        run_at=job.run_at,
-        max_retries=max_retries,
-        time_limit=time_limit,
-        batch_id=job.batch_id,
-        metadata=job.metadata,
-        webhook_url=job.webhook_url,
-        notify_email=job.notify_email,
-        parents=job.parents,
-        concurrency_key=job.concurrency_key,
-        concurrency_limit=job.concurrency_limit,
-        unique=job.unique,
-        after_batch=job.after_batch,
-    )
+def _pending(job: NewJob, inside: Mapping[UUID, UUID], outside: Mapping[UUID, Mapping[str, Any]]) -> int:
+    """How many parents ``job`` has to wait for. Raises InvalidSubmit for those it cannot wait for.
 
-
-_PRIORITIES = frozenset(Priority)
-
-
-def _check_time(run_at: datetime) -> None:
-    if run_at.tzinfo is None:
-        raise InvalidSubmit("job.invalid", "run_at", "must carry a time zone, for example 2026-01-31T08:00:00Z")
-    if run_at > datetime.now(UTC) + MAX_AHEAD:
-        raise InvalidSubmit("job.invalid", "run_at", f"must be within {MAX_AHEAD.days} days from now")
-
-
-def _check_key(param: str, key: str) -> None:
-    if not 1 <= len(key) <= MAX_KEY or "\0" in key:
-        raise InvalidSubmit("job.invalid", param, f"must have 1 to {MAX_KEY} characters, none of them NUL")
-
-
-def _check_unique(job: NewJob, unique: Unique) -> None:
-    _check_key("unique_key", unique.key)
-    if not unique.statuses:
-        raise InvalidSubmit("job.invalid", "unique_states", "must name a status at least")
-    if unique.period is not None and not 0 < unique.period <= MAX_AHEAD.total_seconds():
-        raise InvalidSubmit("job.invalid", "unique_period", f"must be above 0 and at most {MAX_AHEAD.days} days")
-    if unique.on_conflict == "return" and job.batch_id is not None:
-        raise InvalidSubmit(
-            "job.invalid", "unique_key", "a batch counts its own jobs, so an earlier job cannot stand for one of them"
-        )
-
-
-def _check_parents(job: NewJob) -> None:
-    parents = [edge.parent_id for edge in job.parents]
-    if job.id in parents:
-        raise InvalidSubmit("job.dependency_cycle", "depends_on", "a job cannot wait for itself")
-    if len(set(parents)) < len(parents):
-        raise InvalidSubmit("job.invalid", "depends_on", "names the same job twice")
-
-
-def _refuse_cycles(jobs: Sequence[NewJob]) -> None:
-    """Edges to earlier jobs of the submit, or to older ones, cannot close a circle; others might."""
-    before: set[UUID] = set()
-    inside = {job.id for job in jobs}
-    if len(inside) < len(jobs):
-        raise InvalidSubmit("job.invalid", "id", "two jobs have the same id")
-    forward = False
-    for job in jobs:
-        before.add(job.id)
-        forward = forward or any(e.parent_id in inside and e.parent_id not in before for e in job.parents)
-    if not forward:
-        return
-    graph = {job.id: [e.parent_id for e in job.parents if e.parent_id in inside] for job in jobs}
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError:
-        raise InvalidSubmit("job.dependency_cycle", "depends_on", "the jobs wait for each other in a circle") from None
-
-
-def _pending(job: NewJob, inside: set[UUID], outside: Mapping[UUID, Mapping[str, Any]]) -> int:
-    """How many parents ``job`` has to wait for. Raises InvalidSubmit for those it cannot wait for."""
+    ``inside``: the organisations of the jobs of this submit. ``outside``: parents accepted before.
+    """
     pending = 0
     for edge in job.parents:
-        if edge.parent_id in inside:
+        if inside.get(edge.parent_id) == job.org_id:
             pending += 1
             continue
         parent = outside.get(edge.parent_id)
@@ -246,47 +136,67 @@ def _unique(jobs: Sequence[NewJob]) -> Generator[tuple[str, dict[str, Any]], Row
         {"org_ids": [job.org_id for job, _ in keyed], "keys": [unique.key for _, unique in keyed]},
     )
     standing: dict[UUID, dict[str, Any]] = {}
-    here: dict[tuple[UUID, str], NewJob] = {}
+    new: dict[tuple[UUID, str], list[NewJob]] = {}
+    looked_up: dict[Any, Rows] = {}
+    sure = {job.id for job in jobs if job.unique is None or job.unique.on_conflict != "return"}
     for job, unique in keyed:
-        twin = here.setdefault((job.org_id, unique.key), job)
-        found: Rows = []
-        if twin is job:
-            found = yield (
-                _sql.UNIQUE,
-                {
-                    "org_id": job.org_id,
-                    "key": unique.key,
-                    "statuses": [status.value for status in unique.statuses],
-                    "period": unique.period,
-                },
-            )
-        if twin is job and not found:
-            continue
-        if unique.on_conflict == "reject":
+        twins = [twin for twin in new.get((job.org_id, unique.key), ()) if unique.statuses & _begins_as(twin, sure)]
+        existing: dict[str, Any] | None = None
+        if twins:  # younger than what was accepted before
+            existing = {"id": max(twin.id for twin in twins)}
+        else:
+            scope = (job.org_id, unique.key, unique.statuses, unique.period)
+            if scope not in looked_up:
+                looked_up[scope] = yield (
+                    _sql.UNIQUE,
+                    {
+                        "org_id": job.org_id,
+                        "key": unique.key,
+                        "statuses": [status.value for status in unique.statuses],
+                        "period": unique.period,
+                    },
+                )
+            existing = next(iter(looked_up[scope]), None)
+        if existing is None:
+            new.setdefault((job.org_id, unique.key), []).append(job)
+        elif unique.on_conflict == "reject":
             raise InvalidSubmit(
-                "job.duplicate",
-                "unique_key",
-                "there is a job with this key already",
-                existing=found[0]["id"] if found else twin.id,
+                "job.duplicate", "unique_key", "there is a job with this key already", existing=existing["id"]
             )
-        standing[job.id] = found[0] if found else {"id": twin.id}
+        else:
+            standing[job.id] = existing
     return standing
+
+
+_QUEUED, _WAITING = frozenset({Status.QUEUED}), frozenset({Status.WAITING})
+
+
+def _begins_as(job: NewJob, sure: set[UUID]) -> frozenset[Status]:
+    """The statuses that a new job may have. ``sure``: jobs of the submit that nothing stands for."""
+    if not job.parents and job.after_batch is None:
+        return _QUEUED
+    if any(edge.parent_id in sure for edge in job.parents):
+        return _WAITING
+    return _QUEUED | _WAITING  # what it waits for may have ended
 
 
 def _plan(jobs: Sequence[NewJob], registry: Registry) -> Statements:
     """The statements of a submit, one after another; the caller runs each and sends its rows back."""
     valid = [validate(job, registry) for job in jobs]
     if len(valid) > 1:
-        _refuse_cycles(valid)
+        if len({job.id for job in valid}) < len(valid):
+            raise InvalidSubmit("job.invalid", "id", "two jobs have the same id")
+        refuse_circles(valid)
     standing = yield from _unique(valid)
     new = [job for job in valid if job.id not in standing]
     if standing:
-        new = [replace(job, parents=_moved_edges(job.parents, standing)) for job in new]
-    inside = {job.id for job in new}
+        new = [_with_moved_edges(job, standing) for job in new]
+        refuse_circles(new)
+    inside = {job.id: job.org_id for job in new}
     parents = {edge.parent_id for job in new for edge in job.parents}
     outside: dict[UUID, dict[str, Any]] = {}
-    if wanted := sorted(parents - inside):
-        rows = yield _sql.ADOPT, {"ids": wanted, "org_ids": list({job.org_id for job in new})}
+    if wanted := sorted(parents - inside.keys()):
+        rows = yield _sql.ADOPT, {"ids": wanted, "org_ids": list(set(inside.values()))}
         outside = {row["id"]: row for row in rows}
     values = []
     for job in new:
@@ -294,6 +204,7 @@ def _plan(jobs: Sequence[NewJob], registry: Registry) -> Statements:
         if job.after_batch is not None:
             pending += yield from _await_batch(job, job.after_batch)
         values.append(_row(job, registry, pending, job.id in parents))
+    yield from _refuse_circles_outside(new, outside)
     edges = [(job.id, e) for job in new for e in job.parents]
     if len(values) == 1 and not edges:
         stored = yield _sql.submit_one(values[0], _DEFAULTS), values[0]
@@ -302,17 +213,54 @@ def _plan(jobs: Sequence[NewJob], registry: Registry) -> Statements:
         columns["child_ids"] = [child for child, _ in edges]
         columns["parent_ids"] = [e.parent_id for _, e in edges]
         columns["on_failure"] = [e.on_failure for _, e in edges]
-        stored = yield _sql.SUBMIT, columns
+        if batches := {(job.batch_id, job.org_id) for job in new if job.batch_id is not None}:
+            columns["own_batches"] = [batch for batch, _ in batches]
+            columns["own_orgs"] = [org for _, org in batches]
+        stored = yield _sql.SUBMIT_IN_BATCH if batches else _sql.SUBMIT, columns
     else:
         stored = []
+    if values and not stored:
+        raise InvalidSubmit("job.unknown_batch", "batch_id", "names a batch that does not exist")
     return _accepted(valid, stored, standing)
 
 
-def _moved_edges(edges: tuple[ParentEdge, ...], standing: Mapping[UUID, dict[str, Any]]) -> tuple[ParentEdge, ...]:
-    return tuple(
-        replace(edge, parent_id=standing[edge.parent_id]["id"]) if edge.parent_id in standing else edge
-        for edge in edges
-    )
+def _with_moved_edges(job: NewJob, standing: Mapping[UUID, dict[str, Any]]) -> NewJob:
+    """``job``, waiting for the jobs that stand for its parents. Of two edges that become one, the one that does not
+    run whatever happens counts, and of such the first."""
+    if not any(edge.parent_id in standing for edge in job.parents):
+        return job
+    edges: dict[UUID, ParentEdge] = {}
+    for edge in job.parents:
+        if edge.parent_id in standing:
+            edge = replace(edge, parent_id=standing[edge.parent_id]["id"])
+        if edge.parent_id == job.id:
+            raise InvalidSubmit(
+                "job.dependency_cycle", "depends_on", "by its parent's unique key, the job would wait for itself"
+            )
+        if edge.parent_id not in edges or edges[edge.parent_id].on_failure == "run":
+            edges[edge.parent_id] = edge
+    return replace(job, parents=tuple(edges.values()))
+
+
+def _refuse_circles_outside(
+    jobs: Sequence[NewJob], outside: Mapping[UUID, Mapping[str, Any]]
+) -> Generator[tuple[str, dict[str, Any]], Rows, None]:
+    """Circles that lead through jobs accepted before: those wait for a new job only where one is a batch's completion
+    job, and the new job is of that batch. Runs nothing unless such a circle is possible."""
+    awaited = {job.after_batch for job in jobs}  # their completion jobs are new
+    batches = {job.batch_id for job in jobs if job.batch_id is not None} - awaited
+    if not batches:
+        return
+    waiting = [id for id, parent in outside.items() if parent["status"] == Status.WAITING]
+    waiting += [job.id for job in jobs if job.after_batch is not None]
+    if not waiting:
+        return
+    yield _sql.LOCK_CIRCLES, {"org_ids": list({job.org_id for job in jobs})}
+    found: dict[UUID, list[UUID]] = {}
+    for row in (yield _sql.BEHIND_BATCHES, {"batch_ids": list(batches), "ids": waiting}):
+        found.setdefault(row["id"], []).append(row["batch_id"])
+    if found:
+        refuse_circles(jobs, found)
 
 
 def _await_batch(job: NewJob, batch_id: UUID) -> Generator[tuple[str, dict[str, Any]], Rows, int]:
@@ -333,9 +281,14 @@ def _accepted(jobs: Sequence[NewJob], rows: Rows, standing: Mapping[UUID, dict[s
     if len(rows) == 1 and not standing:
         return Accepted(rows, wakes)
     by_id = {row["id"]: row for row in rows}
+    existing = set()
     for id, row in standing.items():
-        by_id[id] = row if "status" in row else by_id[row["id"]]
-    return Accepted([by_id[job.id] for job in jobs], wakes, frozenset(row["id"] for row in standing.values()))
+        if row["id"] in by_id:  # new, of this submit
+            row = by_id[row["id"]]
+        else:
+            existing.add(row["id"])
+        by_id[id] = row
+    return Accepted([by_id[job.id] for job in jobs], wakes, frozenset(existing))
 
 
 def submit(
@@ -343,7 +296,8 @@ def submit(
 ) -> Accepted:
     """Accept jobs on ``conn``, all or none; in a transaction of its own where it takes more than one statement.
 
-    Raises InvalidSubmit before anything is written.
+    Raises InvalidSubmit, with nothing written. Where an id was taken, or a batch is unknown, Postgres has found that:
+    in a transaction of the caller's, that one is to be rolled back too.
     """
     if _needs_transaction(jobs):
         with conn.transaction():
@@ -359,6 +313,8 @@ def _drive(conn: psycopg.Connection[dict[str, Any]], statements: Statements) -> 
     except StopIteration as end:
         accepted: Accepted = end.value
         return accepted
+    except psycopg.errors.UniqueViolation as e:
+        raise _taken(e) from None
 
 
 async def submit_async(
@@ -380,9 +336,19 @@ async def _drive_async(conn: psycopg.AsyncConnection[dict[str, Any]], statements
     except StopIteration as end:
         accepted: Accepted = end.value
         return accepted
+    except psycopg.errors.UniqueViolation as e:
+        raise _taken(e) from None
+
+
+def _taken(error: psycopg.errors.UniqueViolation) -> Exception:
+    """A primary key that exists, as the refusal that it is; any other error as it was."""
+    if any(name in str(error) for name in ("jobs_pkey", "batches_pkey")):
+        return InvalidSubmit("job.invalid", "id", "is taken already")
+    return error
 
 
 def _batch(batch: NewBatch) -> dict[str, Any]:
+    validate_batch(batch)
     return {
         "id": batch.id,
         "org_id": batch.org_id,
@@ -395,12 +361,20 @@ def _batch(batch: NewBatch) -> dict[str, Any]:
 
 
 def insert_batch(conn: psycopg.Connection[dict[str, Any]], batch: NewBatch) -> dict[str, Any]:
-    row = conn.execute(_INSERT_BATCH, _batch(batch)).fetchone()
+    """The batch's row; submit its jobs after it, in the same transaction. Raises InvalidSubmit."""
+    try:
+        row = conn.execute(_INSERT_BATCH, _batch(batch)).fetchone()
+    except psycopg.errors.UniqueViolation as e:
+        raise _taken(e) from None
     assert row is not None
     return row
 
 
 async def insert_batch_async(conn: psycopg.AsyncConnection[dict[str, Any]], batch: NewBatch) -> dict[str, Any]:
-    row = await (await conn.execute(_INSERT_BATCH, _batch(batch))).fetchone()
+    """As ``insert_batch``, on an event loop."""
+    try:
+        row = await (await conn.execute(_INSERT_BATCH, _batch(batch))).fetchone()
+    except psycopg.errors.UniqueViolation as e:
+        raise _taken(e) from None
     assert row is not None
     return row

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dramatiq
 import structlog
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware, SkipMessage
+
+from shared.jobs import WorkerStopping
 
 from ..consumer import RunMessage
 from ..run import Run, RunRegistry, current_run
@@ -35,6 +37,8 @@ class Claim(Middleware):
         self._replace_thread = replace_thread
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        if self._runs.draining:
+            self.withdraw_all()  # of a claim that was under way when the draining began
         if not isinstance(message, RunMessage) or not message.run.begin():
             raise SkipMessage("withdrawn")
         run = message.run
@@ -77,19 +81,24 @@ class Claim(Middleware):
         _bind(run)
         _log.error("job.stuck", reason=type(run.interrupted).__name__)
         self._runs.add_stuck(1)
+        self._replace_thread()  # before the settling, which waits for Postgres
         try:
             run.outcome = decide(run)
-            self._end(run)
         finally:
-            self._replace_thread()
+            self._end(run)
 
     def withdraw_all(self) -> None:
-        """Give back at once what was claimed and no thread has taken up."""
-        for run in self._runs.all():
-            if run.withdraw():
-                run.release()
-                self._runs.ended(run, None)
-                self._settlement.settle(run)
+        """Give back what was claimed and no thread has taken up. Waits for nothing."""
+        self.end_unbegun([run for run in self._runs.all() if run.withdraw()], WorkerStopping())
+
+    def end_unbegun(self, runs: Sequence[Run], reason: BaseException) -> None:
+        """End runs that were withdrawn, for ``reason``. Waits for nothing: it is called by threads that must go on."""
+        for run in runs:
+            run.end_unbegun(reason)
+            run.outcome = decide(run)
+            self._runs.ended(run, None)
+        if runs:
+            threading.Thread(target=self._settlement.settle, args=runs, name="give-back", daemon=True).start()
 
 
 def _bind(run: Run) -> None:

@@ -5,13 +5,24 @@ or ends follow in the same transaction. All stand or fall together (DESIGN invar
 Parameters are psycopg's named ones. All times are the database's.
 """
 
-from .accept import ADOPT, COLUMNS, LOCK_UNIQUE, SUBMIT, UNIQUE, submit_one
+from .accept import (
+    ADOPT,
+    BEHIND_BATCHES,
+    COLUMNS,
+    LOCK_CIRCLES,
+    LOCK_UNIQUE,
+    SUBMIT,
+    SUBMIT_IN_BATCH,
+    UNIQUE,
+    submit_one,
+)
 from .attempt import HEARTBEAT, LOG, PROGRESS, RELEASE_ORPHANS, RESCUE, SETTLE, SETTLE_PLAIN
 from .claim import CLAIM, CLAIM_ALONE, CLAIM_LIMITED, LOCK, RESERVE, UNHOLD, UNHOLD_ALL
 from .follow import BLOCK, CANCEL, COMPLETE_BATCH, FREE
 
 __all__ = [
     "ADOPT",
+    "BEHIND_BATCHES",
     "BLOCK",
     "CANCEL",
     "CLAIM",
@@ -22,6 +33,7 @@ __all__ = [
     "FREE",
     "HEARTBEAT",
     "LOCK",
+    "LOCK_CIRCLES",
     "LOCK_UNIQUE",
     "LOG",
     "PROGRESS",
@@ -31,6 +43,7 @@ __all__ = [
     "SETTLE",
     "SETTLE_PLAIN",
     "SUBMIT",
+    "SUBMIT_IN_BATCH",
     "UNHOLD",
     "UNHOLD_ALL",
     "UNIQUE",

@@ -19,7 +19,7 @@ with held as (
    where j.attempt = h.attempt and j.status = {RUNNING} for update of j skip locked
 ), renewed as (
   update jobs j set lease_until = now() + make_interval(secs => %(lease)s) from mine m where j.id = m.id
-  returning j.id
+  returning j.id, j.attempt
 ), alive as (
   insert into workers (id, queue, host, pid, concurrency, lease_seconds, job_types)
   values (%(worker_id)s, %(queue)s, %(host)s, %(pid)s, %(concurrency)s, %(lease)s, %(job_types)s)
@@ -27,7 +27,7 @@ with held as (
 )
 select h.id, h.attempt, case when j.attempt = h.attempt then j.status end as status
   from held h left join jobs j on j.id = h.id
- where h.id not in (select id from renewed)
+ where (h.id, h.attempt) not in (select id, attempt from renewed)
 """
 
 # Progress and log lines, under the fence. No row: the job is no longer this attempt's.

@@ -101,11 +101,21 @@ LOCK = "select pg_advisory_xact_lock(hashtextextended('gradeline.claim:' || %(qu
 _TOKENS = """least({limit}::float8, coalesce({bucket}.tokens, {limit})
            + greatest(0, coalesce(extract(epoch from statement_timestamp() - {bucket}.filled_at), 0))
              * {limit} / {period})"""
-# The rule that holds for a key: its own, else that of its name in any organisation, else that of any key.
-_KEY_RULE = """select max_running, start_limit, start_period, paused_at from queue_limits
-     where queue = {of}.queue and scope = 'key' and org_id in ({of}.org_id, '00000000-0000-0000-0000-000000000000')
-       and concurrency_key in ({of}.concurrency_key, '')
-     order by org_id = {of}.org_id desc, concurrency_key <> '' desc limit 1"""
+# What holds for a key: paused by any rule that fits it; each number by the most particular one that gives it (its own,
+# else that of its name in any organisation, else that of any key).
+_PARTICULAR = "order by l.org_id = {of}.org_id desc, l.concurrency_key <> '' desc"
+
+
+def _most_particular(column: str) -> str:
+    return f"(array_agg(l.{column} {_PARTICULAR}) filter (where l.{column} is not null))[1] as {column}"
+
+
+_KEY_RULE = f"""select bool_or(l.paused_at is not null) as paused, {_most_particular("max_running")},
+         {_most_particular("start_limit")}, {_most_particular("start_period")}
+      from queue_limits l
+     where l.queue = {{of}}.queue and l.scope = 'key'
+       and l.org_id in ({{of}}.org_id, '00000000-0000-0000-0000-000000000000')
+       and l.concurrency_key in ({{of}}.concurrency_key, '')"""
 _KEY_RUNNING = f"""select count(*) as jobs from jobs x
      where x.queue = {{of}}.queue and x.org_id = {{of}}.org_id and x.concurrency_key = {{of}}.concurrency_key
        and x.status = {RUNNING} and x.concurrency_key is not null"""
@@ -113,8 +123,7 @@ _KEY_RUNNING = f"""select count(*) as jobs from jobs x
 
 def _key_room(of: str) -> str:
     """How many more jobs of the key ``of`` (queue, org_id, concurrency_key, concurrency_limit) may start now."""
-    return f"""select least(case when r.paused_at is not null then 0 end,
-                  coalesce(r.max_running, {of}.concurrency_limit) - n.jobs,
+    return f"""select least(case when r.paused then 0 end, coalesce(r.max_running, {of}.concurrency_limit) - n.jobs,
                   floor({_TOKENS.format(limit="r.start_limit", period="r.start_period", bucket="b")}))::bigint as room,
          r.start_limit, {_TOKENS.format(limit="r.start_limit", period="r.start_period", bucket="b")} as tokens
     from ({_KEY_RUNNING.format(of=of)}) n left join ({_KEY_RULE.format(of=of)}) r on true
@@ -209,7 +218,7 @@ CLAIM_ALONE = _limited(
               else {_LEVEL.format(priority="j.priority", run_at="j.run_at")} end as level
     from jobs j
    where j.id in ({_ALONE} and (j.lease_until is null or j.lease_until < now() or j.worker_id = %(worker_id)s)
-                   order by j.worker_id = %(worker_id)s desc nulls last, j.priority, j.run_at limit %(window)s)
+                   order by j.worker_id = %(worker_id)s desc nulls last, j.priority, j.run_at, j.id limit %(window)s)
 )""",
     f"""orgs as (
   select distinct j.org_id from jobs j
@@ -224,37 +233,48 @@ CLAIM_ALONE = _limited(
 # A queued row's lease is such a reservation; it lapses by itself.
 RESERVE = f"""
 update jobs j set worker_id = %(worker_id)s, lease_until = now() + make_interval(secs => %(seconds)s)
- where j.id = ({_ALONE} and (j.lease_until is null or j.lease_until < now())
-                order by j.priority, j.run_at limit 1 for update skip locked)
+ where j.id = ({_ALONE} and (j.lease_until is null or j.lease_until < now() or j.worker_id = %(worker_id)s)
+                order by j.priority, j.run_at, j.id limit 1 for update skip locked)
 returning j.id
 """
 
 
 def _unhold(keys: str) -> str:
+    def line(hold: Hold) -> str:
+        keyed = " and j.concurrency_key is not null" if hold is Hold.NONE else ""
+        level = _LEVEL.format(priority="p.level", run_at="h.run_at")
+        return f"""select h.id, {hold.value} as hold, h.run_at, {level} as level
+            from (values (0), (1), (2)) as p (level) cross join lateral (
+              select j.id, j.run_at from jobs j
+               where j.queue = r.queue and j.status = {QUEUED} and j.hold = {hold.value} and j.org_id = r.org_id
+                 and j.concurrency_key = r.concurrency_key{keyed} and j.priority = p.level and j.run_at <= now()
+               order by j.run_at, j.id limit greatest(0, r.room)
+            ) h"""
+
     return f"""
 with key as materialized ({keys}), room as materialized (
-  select k.queue, k.org_id, k.concurrency_key,
-         r.room - (select count(*) from jobs x
-                    where x.queue = k.queue and x.org_id = k.org_id and x.concurrency_key = k.concurrency_key
-                      and x.status = {QUEUED} and x.hold = 0 and x.concurrency_key is not null) as room
+  select k.queue, k.org_id, k.concurrency_key, r.room
     from (select k.*, (select j.concurrency_limit from jobs j
                         where j.queue = k.queue and j.status = {QUEUED} and j.hold = {Hold.KEY.value}
                           and j.org_id = k.org_id and j.concurrency_key = k.concurrency_key
-                        order by j.priority, j.run_at limit 1) as concurrency_limit from key k) k
+                        order by j.priority, j.run_at, j.id limit 1) as concurrency_limit from key k) k
     cross join lateral ({_key_room("k")}) r
+), next as (
+  select n.id, n.hold from room r cross join lateral (
+    select l.id, l.hold from ({line(Hold.KEY)} union all {line(Hold.NONE)}) l
+     order by l.level, l.run_at, l.id limit greatest(0, r.room)
+  ) n
 )
-update jobs j set hold = 0
-  from (select b.id from room r cross join lateral (
-          select j.id from jobs j
-           where j.queue = r.queue and j.status = {QUEUED} and j.hold = {Hold.KEY.value} and j.org_id = r.org_id
-             and j.concurrency_key = r.concurrency_key
-           order by j.priority, j.run_at limit greatest(0, r.room) for update skip locked) b) b
+update jobs j set hold = {Hold.NONE.value}
+  from (select j.id from jobs j where j.id = any(array(select id from next where hold = {Hold.KEY.value}))
+           and j.status = {QUEUED} and j.hold = {Hold.KEY.value} for update skip locked) b
  where j.id = b.id
 returning j.id, j.queue, j.priority, j.run_at <= now() as due
 """
 
 
-# Let held jobs of these keys back among those that a claim looks at, as many as may run. Whether they may is decided
+# Let held jobs of these keys back among those that a claim looks at: those that are among the first, in the claim's own
+# order, of all that are due, as many as may run. Whether they may is decided
 # again by the claim, so this need be neither exact nor exclusive.
 UNHOLD = _unhold(
     "select distinct * from unnest(%(queues)s::text[], %(org_ids)s::uuid[], %(keys)s::text[]) "

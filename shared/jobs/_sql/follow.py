@@ -50,19 +50,22 @@ select 'freed' as what, id, org_id, queue, priority, status, run_at <= now() as 
   from moved where status = {QUEUED}
 """
 
-# Queue the completion jobs of batches that finished.
+# Count finished batches off their completion jobs, and queue those that wait for nothing else.
 COMPLETE_BATCH = f"""
 with moved as (
-  update jobs j set pending_parents = 0, status = {QUEUED}, event_seq = j.event_seq + 1
+  update jobs j
+     set pending_parents = j.pending_parents - 1,
+         status = case when j.pending_parents <= 1 then {QUEUED} else j.status end,
+         event_seq = j.event_seq + case when j.pending_parents <= 1 then 1 else 0 end
    where j.id = any(%(ids)s) and j.status in {sources(EventKind.UNBLOCKED)}
   returning j.id, j.org_id, j.queue, j.priority, j.status, j.event_seq, j.attempt, j.run_at
 ), event as (
   insert into job_events (job_id, seq, org_id, kind, attempt, actor)
-  select id, event_seq, org_id, '{EventKind.UNBLOCKED.value}', attempt, 'batch' from moved
+  select id, event_seq, org_id, '{EventKind.UNBLOCKED.value}', attempt, 'batch' from moved where status = {QUEUED}
 )
 select 'freed' as what, id, org_id, queue, priority, status, run_at <= now() as due, false as has_children,
        null as concurrency_key
-  from moved
+  from moved where status = {QUEUED}
 """
 
 # End the waiting children of parents that did not complete, as each edge says. A cancelled parent cancels;

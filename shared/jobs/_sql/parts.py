@@ -47,9 +47,12 @@ FOLLOW_UPS = f"""
   update batches b
      set completed = b.completed + t.completed, failed = b.failed + t.failed, cancelled = b.cancelled + t.cancelled,
          finished_at = case when b.completed + b.failed + b.cancelled + t.completed + t.failed + t.cancelled >= b.total
-                            then now() end
+                            then coalesce(b.finished_at, now()) end
     from tally t where b.id = t.batch_id
-  returning b.id, b.org_id, b.created_by, b.webhook_url, b.finished_at, b.completion_job_id
+  returning b.id, b.org_id, b.created_by, b.webhook_url, b.completion_job_id,
+            -- by these jobs and not before: one past its total does not finish again
+            b.completed + b.failed + b.cancelled >= b.total
+              and b.completed + b.failed + b.cancelled - t.completed - t.failed - t.cancelled < b.total as finishes
 ), owed as (
   select m.org_id, m.created_by, n.type, n.queue, n.time_limit, n.max_retries,
          jsonb_build_object(n.target_field, n.target, 'event', 'job.' || m.status, 'subject_id', m.id,
@@ -66,7 +69,7 @@ FOLLOW_UPS = f"""
   select b.org_id, b.created_by, '{NOTIFY_WEBHOOK.name}', '{NOTIFY_WEBHOOK.queue}',
          {NOTIFY_WEBHOOK.policy.time_limit}::float8, {NOTIFY_WEBHOOK.policy.max_retries},
          jsonb_build_object('url', b.webhook_url, 'event', 'batch.completed', 'subject_id', b.id, 'occurred_at', now())
-    from batch b where b.finished_at is not null and b.webhook_url is not null
+    from batch b where b.finishes and b.webhook_url is not null
 ), note as (
   insert into jobs (id, org_id, created_by, type, queue, status, priority, max_retries, time_limit, payload)
   select new_id(), org_id, created_by, type, queue, {QUEUED}, {Priority.NORMAL.value}, max_retries, time_limit, payload
@@ -82,5 +85,5 @@ union all
 select 'owed', id, org_id, queue, priority, status, true, false, null from note
 union all
 select 'batch', completion_job_id, org_id, null, null, null, false, false, null
-  from batch where finished_at is not null and completion_job_id is not null
+  from batch where finishes and completion_job_id is not null
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -46,7 +47,10 @@ class MemoryConnection:
             _sql.LOCK_UNIQUE: lambda _: [],  # the tables' lock does it
             _sql.UNIQUE: self._unique,
             _sql.ADOPT: self._adopt,
+            _sql.LOCK_CIRCLES: lambda _: [],
+            _sql.BEHIND_BATCHES: self._behind_batches,
             _sql.SUBMIT: self._submit,
+            _sql.SUBMIT_IN_BATCH: self._submit_in_batch,
             _COMPLETION: self._await_batch,
             _INSERT_BATCH: self._insert_batch,
         }
@@ -88,7 +92,38 @@ class MemoryConnection:
             self._tables.change(row, has_children=True)
         return [{name: row[name] for name in ("id", "org_id", "status")} for row in rows]
 
+    def _behind_batches(self, wanted: Parameters) -> list[Row]:
+        found: dict[tuple[UUID, UUID], None] = {}
+        todo = [(id, job) for id in wanted["batch_ids"] for job in self._completion_job(id)]
+        while todo:
+            batch, id = todo.pop()
+            if (batch, id) in found:
+                continue
+            found[batch, id] = None
+            row = self._tables.jobs.get(id)
+            if row is not None and row["status"] == Status.WAITING:
+                behind = [*self._tables.children.get(id, ()), *self._completion_job(row["batch_id"])]
+                todo += [(batch, job) for job in behind]
+        return [{"batch_id": batch, "id": id} for batch, id in found if id in wanted["ids"]]
+
+    def _completion_job(self, batch_id: UUID | None) -> list[UUID]:
+        """What waits for this batch to finish."""
+        batch = None if batch_id is None else self._tables.batches.get(batch_id)
+        if batch is None or batch["finished_at"] is not None or batch["completion_job_id"] is None:
+            return []
+        return [batch["completion_job_id"]]
+
+    def _owns(self, org_id: UUID, batch_id: UUID) -> bool:
+        batch = self._tables.batches.get(batch_id)
+        return batch is not None and batch["org_id"] == org_id
+
+    def _submit_in_batch(self, columns: Parameters) -> list[Row]:
+        owned = all(map(self._owns, columns["own_orgs"], columns["own_batches"]))
+        return self._submit(columns) if owned else []
+
     def _submit_one(self, values: Parameters) -> list[Row]:
+        if values["batch_id"] is not None and not self._owns(values["org_id"], values["batch_id"]):
+            return []
         return [self._insert({name: values[name] for name in _sql.COLUMNS})]
 
     def _submit(self, columns: Parameters) -> list[Row]:

@@ -128,7 +128,6 @@ class TestBadInput:
     def test_text_that_cannot_be_stored_is_refused_with_its_field_named(
         self, h: Harness, field: str, text: str
     ) -> None:
-        h.known_bug("NUL and lone surrogates reach Postgres, or the JSON writer, and its exception the caller")
         error = refused(h, h.make(**{field: {"note": text} if field == "metadata" else text}))
         assert error.param == field
 

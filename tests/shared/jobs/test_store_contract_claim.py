@@ -217,7 +217,6 @@ class TestPause:
         assert h.store.limits() == []
 
     def test_a_paused_key_stays_paused_where_it_has_a_limit_of_its_own(self, h: Harness) -> None:
-        h.known_bug("of a key's rules only the most particular is looked at, its pause included", "postgres")
         h.limit(Limit(LimitTarget("ocr", h.org_id, "k"), max_running=3))
         h.store.pause(LimitTarget("ocr", EVERY, "k"), actor="member:x")
         h.accept(h.make(concurrency_key="k"))
@@ -355,7 +354,6 @@ class TestKeys:
         assert [job.id for job in h.claim(10)] == [urgent.id]
 
     def test_of_a_keys_held_jobs_the_one_lifted_by_waiting_is_next(self, h: Harness) -> None:
-        h.known_bug("UNHOLD orders by priority without ageing: a low job of a busy key starves", "postgres")
         low = h.make(concurrency_key="k", priority=LOW)
         h.accept(h.make(concurrency_key="k"))
         [running] = h.claim()
@@ -368,7 +366,6 @@ class TestKeys:
         assert h.order(1) == [low.id]
 
     def test_a_held_job_is_not_starved_by_those_that_come_after_it(self, h: Harness) -> None:
-        h.known_bug("UNHOLD takes jobs in line for better than those it holds, whatever their age", "postgres")
         held = h.make(concurrency_key="k")
         h.accept(h.make(concurrency_key="k"))
         [running] = h.claim()
@@ -383,7 +380,6 @@ class TestKeys:
         pytest.fail("later jobs of its key ran before it, one after another")
 
     def test_a_job_of_the_key_that_is_not_due_takes_nobodys_place(self, h: Harness) -> None:
-        h.known_bug("UNHOLD counts queued jobs that are not due as if they were next", "postgres")
         first, second = h.make(concurrency_key="k"), h.make(concurrency_key="k")
         h.accept(first)
         [running] = h.claim()
@@ -395,8 +391,6 @@ class TestKeys:
 
     @pytest.mark.parametrize("how", ["retry", "snooze", "release", "cancel", "crash", "orphan"])
     def test_however_an_attempt_ends_its_key_comes_free(self, h: Harness, how: str) -> None:
-        if how in ("retry", "snooze"):
-            h.known_bug("UNHOLD counts queued jobs that are not due as if they were next", "postgres")
         first, second = h.make(concurrency_key="k"), h.make(concurrency_key="k", priority=HIGH)
         h.accept(first)
         [running] = h.claim()

@@ -23,8 +23,7 @@ from shared.jobs.store import WorkerIdentity
 
 ORGS = (uuid4(), uuid4())
 WORKERS = (uuid4(), uuid4())
-# Keys are left out while UNHOLD differs from what is promised (the known bugs in test_store_contract_claim.TestKeys).
-KEYS: tuple[str | None, ...] = (None,)
+KEYS: tuple[str | None, ...] = (None, None, "a", "b")
 
 DELAYS = st.sampled_from([0, 40, 610])
 PICK = st.integers(0, 30)  # one of the things there are, modulo their number

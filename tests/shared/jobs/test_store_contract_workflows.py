@@ -227,25 +227,21 @@ class TestRefusedDependencies:
         assert (error.code, error.param) == ("job.unknown_parent", "depends_on")
 
     def test_another_organisations_job_of_the_same_submit_does_not_exist_either(self, h: Harness) -> None:
-        h.known_bug("_pending asks for the organisation only of parents accepted before")
         parent = h.make(org_id=uuid4())
         assert refused(h, parent, h.child(parent)).param == "depends_on"
 
     def test_a_completion_job_inside_its_own_batch_is_refused(self, h: Harness) -> None:
-        h.known_bug("the circle job → batch → job is not looked for: both wait for ever")
         batch_id = h.batch(2)
         error = refused(h, h.make(batch_id=batch_id), h.make(batch_id=batch_id, after_batch=batch_id))
         assert error.param == "after_batch"
 
     def test_a_job_of_a_batch_that_waits_for_the_batchs_completion_job_is_refused(self, h: Harness) -> None:
-        h.known_bug("the circle job → completion job → batch → job is not looked for: both wait for ever")
         batch_id = h.batch(1)
         after = h.make(after_batch=batch_id)
         error = refused(h, after, h.child(after, batch_id=batch_id))
         assert error.code == "job.dependency_cycle"
 
     def test_another_organisations_batch_does_not_exist(self, h: Harness) -> None:
-        h.known_bug("batch_id is not looked up: a job counts in any organisation's batch")
         batch_id = h.batch(1, org_id=uuid4())
         assert refused(h, h.make(batch_id=batch_id)).param == "batch_id"
 
@@ -310,7 +306,6 @@ class TestBatches:
         assert (error.code, error.param) == ("job.unknown_batch", "after_batch")
 
     def test_a_completion_job_waits_for_its_parents_too(self, h: Harness) -> None:
-        h.known_bug("COMPLETE_BATCH queues a completion job whose parents have not ended", "postgres")
         batch_id = h.batch(1)
         parent = h.make()
         after = h.child(parent, after_batch=batch_id)
@@ -333,14 +328,13 @@ class TestBatches:
         h.complete(*h.claim())
         assert h.status(after.id) is Status.QUEUED
 
-    def test_an_empty_batch_keeps_nobody_waiting(self, h: Harness) -> None:
-        h.known_bug("a batch of no jobs never finishes, so its completion job waits for ever")
-        after = h.make(after_batch=h.batch(0))
-        h.accept(after)
-        assert h.status(after.id) is Status.QUEUED
+    @pytest.mark.parametrize("total", [0, -1, 2**31])
+    def test_a_batch_of_no_jobs_is_refused_for_nothing_would_finish_it(self, h: Harness, total: int) -> None:
+        with pytest.raises(InvalidSubmit) as found:
+            h.batch(total)
+        assert (found.value.code, found.value.param) == ("job.invalid", "total")
 
     def test_a_batch_that_has_finished_finishes_once(self, h: Harness) -> None:
-        h.known_bug("each end past the total sends the batch's webhook again", "postgres")
         batch_id = h.batch(1, webhook_url=HOOK)
         h.accept(*(h.make(batch_id=batch_id) for _ in range(2)))
         for job in h.claim(2):
@@ -495,7 +489,6 @@ class TestUnique:
         assert [row["id"] for row in h.accept(*twins).rows] == [standing.id, standing.id]
 
     def test_what_was_just_accepted_is_not_called_existing(self, h: Harness) -> None:
-        h.known_bug("Accepted.existing has the first of two twins, although it is new")
         first, second = (h.make(unique=unique(on_conflict="return")) for _ in range(2))
         assert first.id not in h.accept(first, second).existing
 
@@ -508,7 +501,6 @@ class TestUnique:
         assert [w.job_id for w in h.complete(*h.claim()).wakes] == [child.id]
 
     def test_a_child_may_name_a_twin_whose_first_an_earlier_job_stands_for(self, h: Harness) -> None:
-        h.known_bug("an edge to a twin is moved to the first of the submit, which was not accepted")
         standing = h.make(unique=unique())
         h.accept(standing)
         first, second = (h.make(unique=unique(on_conflict="return")) for _ in range(2))
@@ -517,20 +509,17 @@ class TestUnique:
         assert h.status(child.id) is Status.WAITING
 
     def test_a_child_may_name_two_parents_that_turn_out_to_be_one(self, h: Harness) -> None:
-        h.known_bug("two edges become the same: Postgres' UniqueViolation reaches the caller")
         first, second = (h.make(unique=unique(on_conflict="return")) for _ in range(2))
         child = h.child(first, second)
         h.accept(first, second, child)
         assert [w.job_id for w in h.complete(*h.claim()).wakes] == [child.id]
 
     def test_a_job_that_would_come_to_wait_for_itself_is_refused(self, h: Harness) -> None:
-        h.known_bug("a parent that the job itself stands for is not seen as a circle: it waits for ever")
         second = h.make(unique=unique(on_conflict="return"))
         first = h.make(unique=unique(on_conflict="return"), parents=(ParentEdge(second.id),))
         assert refused(h, first, second).code == "job.dependency_cycle"
 
     def test_states_that_a_new_job_is_not_in_are_no_conflict_within_a_submit_either(self, h: Harness) -> None:
-        h.known_bug("two of one submit conflict whatever their scope of states")
         h.accept(*(h.make(unique=unique(statuses=frozenset({Status.PROCESSING}))) for _ in range(2)))
 
     def test_every_active_state_keeps_the_key(self, h: Harness) -> None:

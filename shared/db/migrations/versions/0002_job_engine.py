@@ -17,7 +17,8 @@ _NIL = sa.text("'00000000-0000-0000-0000-000000000000'::uuid")
 _INDEXES = {
     "jobs_claim_idx": "(queue, org_id, priority, run_at, id) where status = 'queued' and hold = 0",
     "jobs_keyed_idx": (
-        "(queue, org_id, concurrency_key) where status = 'queued' and hold = 0 and concurrency_key is not null"
+        "(queue, org_id, concurrency_key, priority, run_at) "
+        "where status = 'queued' and hold = 0 and concurrency_key is not null"
     ),
     "jobs_held_idx": ("(queue, hold, org_id, concurrency_key, priority, run_at) where status = 'queued' and hold > 0"),
     "jobs_key_running_idx": (
