@@ -21,7 +21,7 @@ from dramatiq.brokers.redis import _RedisConsumer
 from shared.telemetry import metrics
 
 from .claimer import Claimer
-from .factory import NAMESPACE, bell_channel, run_actor_name
+from .factory import NAMESPACE, URGENT, bell_channel, run_actor_name
 from .run import Run
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class RunMessage(MessageProxy):
     """What worker threads are handed: a claimed job. Unknown to Redis."""
 
     def __init__(self, queue_name: str, run: Run) -> None:
-        actor = run_actor_name(queue_name, run.claimed.priority)
+        # By its lifted priority: one that waited long is not overtaken in here either.
+        actor = run_actor_name(queue_name, run.level)
         super().__init__(Message(queue_name, actor, (), {}, {}, message_id="", message_timestamp=0))
         self.run = run
 
@@ -58,6 +59,7 @@ class WakeConsumer(_RedisConsumer):
         self._claimer: Claimer = broker.claimer
         self._freed = broker.claimer.freed
         self._bell: redis.client.PubSub | None = None
+        self._urgent = False  # a high-priority job came while there was no room
         self._owed: list[str] = []  # raw ids of wake-ups to acknowledge
         self._claimed: deque[Run] = deque()
         self._asked_at = time.monotonic()  # when work was last looked for in Postgres
@@ -67,18 +69,21 @@ class WakeConsumer(_RedisConsumer):
     def __next__(self) -> MessageProxy | None:
         if self._claimed:
             return RunMessage(self.queue_name, self._claimed.popleft())
-        if self.broker.draining.is_set():
-            self._rest(self._idle_seconds())
-            return None
         self._freed.clear()  # before looking for room, so that what comes free meanwhile is not slept over
+        if self.broker.draining.is_set():
+            self._freed.wait(float(self.timeout) / 1000)
+            return None
+        self._claimer.tend()
         room = self._claimer.room()
         if room and self._claimer.hungry and self._claim(room):
             return RunMessage(self.queue_name, self._claimed.popleft())
-        if not room:
-            self._rest(self._idle_seconds())
-            return None
         try:
-            self._listen_for_wakeups()
+            if room:
+                self._listen_for_wakeups()
+            elif self._urgent and self._claim(self._claimer.urgent_room()):
+                return RunMessage(self.queue_name, self._claimed.popleft())
+            else:  # with an ear for the bell, where it was heard before: nothing here waits for Redis
+                self._rest(self._idle_seconds(room))
         except redis.RedisError:
             self._without_redis()
         return None
@@ -90,19 +95,33 @@ class WakeConsumer(_RedisConsumer):
         self._hang_up()
 
     def _claim(self, room: int) -> bool:
+        self._urgent = False
+        if not room:
+            return False
         self._asked_at = time.monotonic()
         self._claimed.extend(self._claimer.claim(room))
         return bool(self._claimed)
 
-    def _idle_seconds(self) -> float:
+    def _idle_seconds(self, room: int = 1) -> float:
         """How long to rest when nothing calls."""
-        wait = self._claimer.pause_seconds()
+        wait = self._claimer.pause_seconds(room)
         idle = float(self.timeout) / 1000
         return idle if wait is None else min(idle, wait)
 
     def _rest(self, seconds: float) -> None:
-        """Until a worker thread has done with a job, or for ``seconds``."""
-        self._freed.wait(seconds)
+        """Until a worker thread wants a job, the bell rings, or for ``seconds``. Raises redis.RedisError."""
+        bell = self._bell
+        # redis-py has no public way to wait for a subscription and something else.
+        ear = getattr(bell.connection, "_sock", None) if bell is not None else None
+        try:
+            heard = self._freed.wait(seconds, *([ear] if ear is not None else []))
+        except (OSError, ValueError):
+            raise redis.ConnectionError("the bell's connection is gone") from None
+        while heard and bell is not None:
+            message = bell.get_message(timeout=0)
+            if message is None:
+                return
+            self._urgent = self._urgent or message["data"] == URGENT
 
     # -- called by worker threads; none of these talks to Redis
 
@@ -118,7 +137,7 @@ class WakeConsumer(_RedisConsumer):
         """Take the wake-ups there are; wait for one when there are none."""
         # Subscribe before the fetch: a bell rung in between is then in the socket, not lost. (The answer to the
         # subscription itself ends the first rest, so that there is one more fetch once it surely holds.)
-        bell = self._listen()
+        self._listen()
         wakes = sum(self._take(data) for data in self._fetch(_FETCH))
         if wakes:
             self._claimer.wake()
@@ -126,15 +145,15 @@ class WakeConsumer(_RedisConsumer):
         if time.monotonic() - self._asked_at >= IDLE_POLL_SECONDS:
             metrics.WAKEUPS.labels(self.queue_name, "idle").inc()
             self._claimer.wake()
-            return
-        bell.get_message(ignore_subscribe_messages=True, timeout=self._idle_seconds())
+            if self._claimer.hungry:  # else a claim has just failed
+                return
+        self._rest(self._idle_seconds())
 
-    def _listen(self) -> redis.client.PubSub:
+    def _listen(self) -> None:
         if self._bell is None:
             bell = self.broker.client.pubsub(ignore_subscribe_messages=True)
             bell.subscribe(bell_channel(self.queue_name))
             self._bell = bell
-        return self._bell
 
     def _fetch(self, count: int) -> list[bytes | None]:
         """Acknowledge what is owed and take up to ``count`` wake-ups, in one round trip.
@@ -193,6 +212,8 @@ class WakeConsumer(_RedisConsumer):
             return
         metrics.WAKEUPS.labels(self.queue_name, "polled").inc()
         self._claimer.wake()
+        if not self._claimer.hungry:  # a claim has just failed
+            self._rest(self._idle_seconds())
 
 
 def _read(data: bytes | None) -> Message[Any] | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
+import orjson
 import redis
-from dramatiq import Message, Middleware
+import uuid_utils
+from dramatiq import Middleware
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis
 from redis.backoff import NoBackoff
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
     from .claimer import Claimer
     from .consumer import WakeConsumer
 
-__all__ = ["NAMESPACE", "WakeBroker", "actor_name", "bell_channel", "make_redis", "run_actor_name", "wake_message"]
+__all__ = [
+    "NAMESPACE",
+    "URGENT",
+    "WakeBroker",
+    "actor_name",
+    "bell_channel",
+    "make_redis",
+    "run_actor_name",
+    "wake_message",
+]
 
 NAMESPACE = "gradeline"
 # Messages that a dead process had prefetched are requeued by one command in a hundred, not one in a thousand:
@@ -45,15 +55,23 @@ def bell_channel(queue: str) -> str:
     return f"{NAMESPACE}:bell:{queue}"
 
 
-def wake_message(queue: str, job_id: str) -> Message[Any]:
-    """A wake-up for ``queue``; the job it names is a hint for people reading the queue, not an order."""
-    return Message(
-        queue_name=queue,
-        actor_name=actor_name(queue),
-        args=(job_id,),
-        kwargs={},
-        options={"redis_message_id": str(uuid4())},
-    )
+def wake_message(queue: str, job_id: str) -> tuple[str, bytes]:
+    """A wake-up for ``queue``: its Redis id, and the Dramatiq message as bytes.
+
+    The job that it names is a hint for people reading the queue, not an order. Written as Dramatiq would, at a fifth of
+    the cost.
+    """
+    id = str(uuid_utils.uuid4())
+    message = {
+        "queue_name": queue,
+        "actor_name": actor_name(queue),
+        "args": (job_id,),
+        "kwargs": {},
+        "options": {"redis_message_id": id},
+        "message_id": id,
+        "message_timestamp": current_millis(),
+    }
+    return id, orjson.dumps(message)
 
 
 def make_redis(url: str) -> redis.Redis:
@@ -61,6 +79,10 @@ def make_redis(url: str) -> redis.Redis:
     return redis.Redis.from_url(
         url, socket_connect_timeout=2, socket_timeout=5, health_check_interval=15, retry=Retry(NoBackoff(), 1)
     )
+
+
+# What the bell says when a job of high priority is among those that it rings for.
+URGENT = b"!"
 
 
 class WakeBroker(RedisBroker):

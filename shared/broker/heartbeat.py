@@ -104,7 +104,7 @@ class Heartbeat:
 
     def _release_orphans(self, conn: psycopg.Connection[Any]) -> bool:
         """False while a claim is under way: its jobs may be taken for orphans. The next beat tries again."""
-        runs = self._runs.settled()
+        runs = self._runs.all_unless_claiming()
         if runs is not None:
             self._release(conn, [r.claimed.id for r in runs], self._lease)
         return runs is not None

@@ -12,10 +12,10 @@ from uuid import UUID
 import redis
 import structlog
 
-from shared.jobs import Moved, Wake
+from shared.jobs import Moved, Priority, Wake
 from shared.telemetry import metrics
 
-from .factory import NAMESPACE, WakeBroker, bell_channel, wake_message
+from .factory import NAMESPACE, URGENT, WakeBroker, bell_channel, wake_message
 
 __all__ = ["LOOK_CHANNEL", "Publisher"]
 
@@ -25,10 +25,11 @@ _LOOKS = 100
 # Wake-ups waiting in a queue that wake every process there may be.
 ENOUGH = 256
 _MAX_BATCH = 1000
-# Under load what comes is sent together, this many seconds after what went before; a single wake-up never waits.
+# Under load what comes is sent together, this many seconds after what went before; a single wake-up, and one of high
+# priority, never waits.
 _LINGER_SECONDS = 0.002
 # And this many while a queue has wake-ups enough: the next few only find that so.
-_FULL_LINGER_SECONDS = 0.02
+_FULL_LINGER_SECONDS = 0.005
 # While Redis hangs, no more than this is kept for it: the rest is left to the re-waker at once.
 _MAX_QUEUED = 10_000
 _log = structlog.get_logger(__name__)
@@ -86,7 +87,7 @@ class Publisher:
             item = self._queue.get()
             full = any(waiting >= ENOUGH for waiting in self._waiting.values())
             linger = sent_at + (_FULL_LINGER_SECONDS if full else _LINGER_SECONDS) - time.monotonic()
-            if linger > 0 and item is not None:
+            if linger > 0 and item is not None and not (isinstance(item, Wake) and item.priority == Priority.HIGH):
                 time.sleep(linger)
             batch = [item]
             while len(batch) < _MAX_BATCH and batch[-1] is not None:
@@ -116,16 +117,19 @@ class Publisher:
         by_queue: dict[str, list[Wake]] = {}
         for wake in wakes:
             by_queue.setdefault(wake.queue, []).append(wake)
+        urgent = {w.queue for wakes in by_queue.values() for w in wakes if w.priority == Priority.HIGH}
         for name in [n for n in by_queue if self._waiting.get(n, 0) >= ENOUGH]:
             waiting = self._waiting[name] = int(broker.client.llen(f"{NAMESPACE}:{name}"))
             if waiting >= ENOUGH:
-                del by_queue[name]
+                by_queue[name] = []
+                if name not in urgent:
+                    del by_queue[name]
         with broker.client.pipeline(transaction=False) as pipe:
             for name, some in by_queue.items():
                 for wake in some[:ENOUGH]:
-                    message = wake_message(name, str(wake.job_id))
-                    broker.add_to(pipe, "enqueue", name, message.options["redis_message_id"], message.encode())
-                pipe.publish(bell_channel(name), b"")
+                    raw_id, body = wake_message(name, str(wake.job_id))
+                    broker.add_to(pipe, "enqueue", name, raw_id, body)
+                pipe.publish(bell_channel(name), URGENT if name in urgent else b"")
             ids = [str(job_id) for job_id in looks]
             for start in range(0, len(ids), _LOOKS):
                 pipe.publish(LOOK_CHANNEL, ",".join(ids[start : start + _LOOKS]))

@@ -33,6 +33,7 @@ from shared.telemetry.redaction import is_forbidden, safe_value
 
 from .interrupt import Interruptible
 from .publisher import Publisher
+from .stir import Stir
 
 __all__ = ["Run", "RunRegistry", "current_run", "spread"]
 
@@ -61,7 +62,7 @@ class Run:
         lease_seconds: float,
         asked_at: float,
         on_stuck: Callable[[Run], None],
-        on_withdrawn: Callable[[Run, BaseException], None],
+        on_withdrawn: Callable[[Run, BaseException], None] | None = None,
     ) -> None:
         self.claimed = claimed
         self.handler = handler
@@ -169,7 +170,7 @@ class Run:
         After the handler has ended this does nothing, so that ending the job is never torn. What no thread has taken
         up is withdrawn: there is nothing to stop.
         """
-        if self.withdraw():
+        if self._on_withdrawn is not None and self.withdraw():
             self._on_withdrawn(self, reason)
         else:
             self._guard.interrupt(reason)
@@ -267,7 +268,7 @@ class RunRegistry:
             None  # of the last handlers, from taking up to the end, weighted to the newest
         )
         self.refill_at = 0  # when this few are open, more are wanted
-        self.freed = threading.Event()  # ... and that has come to be
+        self.freed = Stir()  # ... and that has come to be
 
     def drain(self) -> None:
         """From now on no claim begins."""
@@ -335,7 +336,7 @@ class RunRegistry:
         with self._changed:
             return list(self._runs.values())
 
-    def settled(self) -> list[Run] | None:
+    def all_unless_claiming(self) -> list[Run] | None:
         """As ``all``; None while a claim is under way, which may hold jobs that are not here yet."""
         with self._changed:
             return None if self._claims else list(self._runs.values())

@@ -98,9 +98,7 @@ class WorkerProcess:
             ids.new_uuid(), self.queue, socket.gethostname(), os.getpid(), self._concurrency, tuple(sorted(handlers))
         )
         url = settings.database_url.get_secret_value()
-        # At most two a handler (its own session, and a report in the middle of it), one for a settling of its thread's
-        # stuck predecessor, one to claim. It opens what is used: rarely more than two.
-        self._pool = open_pool(url, size=2 * self._concurrency + 2, application_name=f"gradeline-{service}")
+        self._pool = open_pool(url, size=self._concurrency + 1, application_name=f"gradeline-{service}")
         client = make_redis(settings.redis_url.get_secret_value())
         self.broker = WakeBroker(client)
         self.publisher = Publisher(self.broker)
@@ -231,6 +229,8 @@ class WorkerProcess:
     def _replace_thread(self) -> None:
         """A worker thread is stuck in a handler that does not stop: another takes its place."""
         if not self.runs.draining:
+            # The stuck one may hold a session, and for as long: its successor shall not be short of one.
+            self._pool.resize(self._pool.min_size, self._concurrency + 1 + max(0, self.runs.stuck))
             self._worker._add_worker()
 
     # -- health

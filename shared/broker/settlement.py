@@ -61,8 +61,8 @@ class Settlement:
         self._writing = False
 
     def settle(self, *runs: Run) -> None:
-        """Write the runs' outcomes, or leave them with the thread that is writing. Blocks while Postgres is away, for as
-        long as a run's lease may still hold. Raises nothing."""
+        """Write the runs' outcomes, or leave them with the thread that is writing. Those from which something follows
+        block while Postgres is away, for as long as their leases may still hold. Raises nothing."""
         plain = [r for r in runs if r.outcome is not None and not r.claimed.has_followers and not _effects(r)]
         with self._lock:
             self._pending += plain
@@ -96,7 +96,10 @@ class Settlement:
                 self._settle_one(run, in_doubt=in_doubt)
 
         if runs:
-            threading.Thread(target=one_by_one, name="settle-apart", daemon=True).start()
+            try:
+                threading.Thread(target=one_by_one, name="settle-apart", daemon=True).start()
+            except RuntimeError:  # there can be no more threads
+                one_by_one()
 
     def _settle_together(self, runs: list[Run]) -> None:
         # In the order in which a cancel locks them, lest the two deadlock.

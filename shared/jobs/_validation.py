@@ -31,6 +31,7 @@ _ON_CONFLICT = frozenset({"reject", "return"})
 # What Postgres' text and jsonb cannot hold: NUL, and halves of surrogate pairs.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 _UNFIT_SAID = "has characters that cannot be stored: NUL, or half of a surrogate pair"
+_NOT_JSON = "is not JSON that can be stored"
 
 
 def validate(job: NewJob, registry: Registry = JOB_TYPES) -> NewJob:
@@ -103,20 +104,21 @@ def validate_batch(batch: NewBatch) -> None:
 def _payload(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         payload = model.model_validate(given).model_dump(mode="json")
-        stored = dumps(payload)
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(p) for p in ("payload", *first["loc"]))
         raise InvalidSubmit("job.invalid_payload", where, str(first["msg"])) from None
     except (PydanticSerializationError, UnicodeError):
-        raise InvalidSubmit("job.invalid_payload", "payload", "is not JSON that can be stored") from None
-    except TypeError:  # orjson's, of surrogates and numbers beyond 64 bits
-        where = _unfit_place(payload, "payload")
-        said = "is not JSON that can be stored" if where is None else _UNFIT_SAID
-        raise InvalidSubmit("job.invalid_payload", where or "payload", said) from None
+        raise InvalidSubmit("job.invalid_payload", "payload", _NOT_JSON) from None
+    try:
+        stored = dumps(payload)
+    except TypeError:  # of surrogates, of numbers beyond 64 bits
+        place = _unfit_place(payload, "payload")
+        said = _NOT_JSON if place is None else _UNFIT_SAID
+        raise InvalidSubmit("job.invalid_payload", place or "payload", said) from None
     # NUL is written so; a backslash of the text's own before "u0000" is only taken for it until it is looked at.
-    if b"\\u0000" in stored and (where := _unfit_place(payload, "payload")) is not None:
-        raise InvalidSubmit("job.invalid_payload", where, _UNFIT_SAID)
+    if b"\\u0000" in stored and (place := _unfit_place(payload, "payload")) is not None:
+        raise InvalidSubmit("job.invalid_payload", place, _UNFIT_SAID)
     return payload
 
 
@@ -125,7 +127,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     try:
         stored = dumps(dict(metadata))
     except (TypeError, ValueError):
-        raise InvalidSubmit("job.invalid", "metadata", "must be JSON, in text that can be stored") from None
+        raise InvalidSubmit("job.invalid", "metadata", _NOT_JSON) from None
     if b"\\u0000" in stored and _unfit_place(metadata, "metadata") is not None:
         raise InvalidSubmit("job.invalid", "metadata", _UNFIT_SAID)
 

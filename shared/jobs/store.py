@@ -109,8 +109,9 @@ def claim(
         "worker_id": worker_id,
         "lease": lease_seconds,
         "limit": 1 if alone else limit,
-        # More heads than wanted, so that jobs locked by another claimer leave enough.
-        "window": limit + 16,
+        # More heads than wanted, so that jobs locked by another claimer leave enough; of those that run alone, so that
+        # ones that may not start hide none.
+        "window": 500 if alone else limit + 16,
         "age": AGE_SECONDS,
         "types": None if types is None else list(types),
     }

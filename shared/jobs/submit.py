@@ -204,7 +204,8 @@ def _plan(jobs: Sequence[NewJob], registry: Registry) -> Statements:
         if job.after_batch is not None:
             pending += yield from _await_batch(job, job.after_batch)
         values.append(_row(job, registry, pending, job.id in parents))
-    yield from _refuse_circles_outside(new, outside)
+    if outside or any(job.after_batch is not None for job in new):
+        yield from _refuse_circles_outside(new, outside)
     edges = [(job.id, e) for job in new for e in job.parents]
     if len(values) == 1 and not edges:
         stored = yield _sql.submit_one(values[0], _DEFAULTS), values[0]
@@ -296,8 +297,8 @@ def submit(
 ) -> Accepted:
     """Accept jobs on ``conn``, all or none; in a transaction of its own where it takes more than one statement.
 
-    Raises InvalidSubmit, with nothing written. Where an id was taken, or a batch is unknown, Postgres has found that:
-    in a transaction of the caller's, that one is to be rolled back too.
+    Raises InvalidSubmit, with nothing written. That an id is taken is found by Postgres: a transaction of the caller's
+    around this cannot go on then.
     """
     if _needs_transaction(jobs):
         with conn.transaction():

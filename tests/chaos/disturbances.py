@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -191,21 +192,27 @@ def drop_wakeups(stack: ChaosStack, rng: Random, seconds: float) -> None:
 
 
 @_disturbance
+def _bent(job_id: str, **fields: Any) -> bytes:
+    """A wake-up with some of its fields replaced."""
+    _, body = wake_message(kinds.QUEUE, job_id)
+    return json.dumps({**json.loads(body), **fields}).encode()
+
+
 def send_junk(stack: ChaosStack, rng: Random, seconds: float) -> None:
     """Messages that nobody can read, of actors and queues that do not exist, and for jobs that do not exist."""
     stack.fleet.log.note("junk messages", "redis")
     publisher = Publisher(WakeBroker(stack.redis))
     for _ in _during(seconds, 0.05):
-        foreign = wake_message("elsewhere", str(ids.new_uuid()))
+        _, foreign = wake_message("elsewhere", str(ids.new_uuid()))
         bodies: list[bytes] = [
             rng.randbytes(rng.randint(1, 60)),
             b"",
             b"null",
             b"[]",
             b'{"queue_name": "chaos"}',
-            foreign.encode(),
-            wake_message(kinds.QUEUE, "no-uuid").copy(actor_name="nobody").encode(),
-            wake_message(kinds.QUEUE, "x").copy(args=(1, 2, 3), kwargs={"a": []}, options={"eta": "soon"}).encode(),
+            foreign,
+            _bent("no-uuid", actor_name="nobody"),
+            _bent("x", args=(1, 2, 3), kwargs={"a": []}, options={"eta": "soon"}),
         ]
         with contextlib.suppress(redis.RedisError):
             for body in rng.sample(bodies, 3):

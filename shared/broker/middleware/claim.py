@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -81,11 +82,10 @@ class Claim(Middleware):
         _bind(run)
         _log.error("job.stuck", reason=type(run.interrupted).__name__)
         self._runs.add_stuck(1)
-        self._replace_thread()  # before the settling, which waits for Postgres
-        try:
+        with contextlib.ExitStack() as always:
+            always.callback(self._end, run)
+            self._replace_thread()  # before the end, which waits for Postgres
             run.outcome = decide(run)
-        finally:
-            self._end(run)
 
     def withdraw_all(self) -> None:
         """Give back what was claimed and no thread has taken up. Waits for nothing."""
@@ -97,8 +97,10 @@ class Claim(Middleware):
             run.end_unbegun(reason)
             run.outcome = decide(run)
             self._runs.ended(run, None)
-        if runs:
-            threading.Thread(target=self._settlement.settle, args=runs, name="give-back", daemon=True).start()
+        written = [run for run in runs if run.outcome is not None]
+        self._settlement.settle(*(run for run in runs if run.outcome is None))
+        if written:
+            threading.Thread(target=self._settlement.settle, args=written, name="give-back", daemon=True).start()
 
 
 def _bind(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Run a handler in this thread, as the runner would (shared/broker/run.py and middleware/retries.py).
+"""Run a handler in this thread, as the runner would (shared/broker/run.py). How it ended, ``verdict`` says to both.
 
 The layers forbid importing the runner from here; tests/shared/jobs/test_testing_kit.py runs both on the same handlers
 and holds that they agree.
@@ -7,9 +7,7 @@ and holds that they agree.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,20 +18,11 @@ import psycopg
 from pydantic import BaseModel, ValidationError
 
 from shared import ids
-from shared.db import is_outage
 from shared.telemetry.redaction import is_forbidden, safe_value
 
+from .. import verdict
 from ..context import Connection, Done, Handler, JobInfo
-from ..errors import (
-    JobCancelled,
-    JobError,
-    JobTimeout,
-    LeaseLost,
-    PermanentError,
-    RetryableError,
-    Snooze,
-    WorkerStopping,
-)
+from ..errors import JobCancelled, JobTimeout, LeaseLost, PermanentError, WorkerStopping
 from ..models import ClaimedJob, Outcome
 from ..states import Priority
 from ._misuse import TestingKitMisuse
@@ -44,11 +33,6 @@ __all__ = ["InlineRun", "InterruptAfter", "Progress", "execute", "run_inline"]
 R = TypeVar("R", bound=BaseModel)
 P = TypeVar("P", bound=BaseModel)
 
-# As shared/broker/middleware/retries.py has them, in seconds.
-_MAX_RETRY_AFTER = 3600.0
-_MAX_SNOOZE = 86400.0
-_OUTAGE_PAUSE = 2.0
-_MAX_FRAMES = 12
 # As shared/broker/interrupt.py: how long what ``on_interrupt`` registered may take.
 _STOP_SECONDS = 1.0
 
@@ -300,7 +284,9 @@ def execute(handler: Handler[Any, Any], context: InlineContext, jitter: float) -
     elif isinstance(exception, LeaseLost) or isinstance(context.reason, LeaseLost):
         ended = "lost"
     else:
-        outcome = _decide(handler, context.claimed, done, exception, jitter)
+        ended_so = _Ended(context.claimed, handler, done, exception)
+        outcome = verdict.decide(ended_so, spread=lambda: jitter, report=_told_by_the_run)
+        assert outcome is not None  # the two of which nothing is written are above
         ended = cast(Ended, outcome.kind.value)
     completed = ended == "completed" and done is not None
     return InlineRun(
@@ -334,56 +320,20 @@ def _attempt(handler: Handler[Any, Any], context: InlineContext) -> Done[BaseMod
     return done
 
 
-def _decide(
-    handler: Handler[Any, Any],
-    job: ClaimedJob,
-    done: Done[BaseModel] | None,
-    e: BaseException | None,
-    jitter: float,
-) -> Outcome:
-    if e is None and done is not None:
-        try:
-            return Outcome.completed(job, done.result.model_dump(mode="json"))
-        except Exception as unfit:
-            e = unfit
-    if isinstance(e, WorkerStopping):
-        return Outcome.released(job)
-    if e is not None and is_outage(e):
-        return Outcome.snoozed(job, "The database was away for a moment.", _OUTAGE_PAUSE)
-    if isinstance(e, Snooze):
-        return Outcome.snoozed(job, e.why, _bounded(e.seconds, _MAX_SNOOZE))
-    return judge(handler, job, e, jitter)
+def judge(handler: Handler[Any, Any], job: ClaimedJob, e: BaseException, jitter: float) -> Outcome:
+    """The outcome of a run whose effects could not be written: tried again by the policy, or failed."""
+    return verdict.judge(_Ended(job, handler), e, spread=lambda: jitter, report=_told_by_the_run)
 
 
-def judge(handler: Handler[Any, Any], job: ClaimedJob, e: BaseException | None, jitter: float) -> Outcome:
-    """A failed attempt's outcome: tried again by the policy, or failed."""
-    error = _describe(job, e)
-    if (isinstance(e, JobError) and not e.retryable) or job.retry_count >= job.max_retries:
-        return Outcome.failed(job, error)
-    if isinstance(e, RetryableError) and e.retry_after is not None:
-        return Outcome.retry(job, error, _bounded(e.retry_after, _MAX_RETRY_AFTER))
-    return Outcome.retry(job, error, handler.job_type.policy.backoff(job.retry_count + 1, jitter))
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A verdict.Attempt."""
+
+    claimed: ClaimedJob
+    handler: Handler[Any, Any]
+    result: Done[BaseModel] | None = None
+    exception: BaseException | None = None
 
 
-def _describe(job: ClaimedJob, e: BaseException | None) -> dict[str, Any]:
-    if isinstance(e, JobTimeout):
-        message = (
-            f"This took longer than the {job.time_limit:.0f} seconds allowed and was stopped. "
-            "Try again with a smaller file or fewer pages."
-        )
-        return {"code": "job.time_limit", "message": message}
-    if isinstance(e, JobError):
-        return {"code": e.code, "message": e.message, "details": dict(e.details)}
-    frames = traceback.extract_tb(e.__traceback__)[-_MAX_FRAMES:] if e is not None else []
-    return {
-        "code": "job.internal_error",
-        "message": "Something went wrong on our side. The job is tried again where tries are left.",
-        "details": {
-            "exception": type(e).__name__ if e is not None else "unknown",
-            "traceback": [f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in frames],
-        },
-    }
-
-
-def _bounded(seconds: float, most: float) -> float:
-    return min(max(seconds, 0.0), most) if not math.isnan(seconds) else 0.0
+def _told_by_the_run(job: ClaimedJob, e: BaseException) -> None:
+    """A surprise is in InlineRun.exception."""

@@ -67,7 +67,7 @@ class TestHeartbeat:
             id = client.submit("nap", seconds=20)
             assert stage.began.wait(5)
             with client.pool.connection() as conn:
-                conn.execute("update jobs set attempt = attempt + 1 where id = %s", (id,))
+                conn.execute("update jobs set attempt = attempt + 1, worker_id = new_id() where id = %s", (id,))
             eventually(lambda: process.stats()["running"] == 0)
             assert process.runs.counts == {"lost": 1}
         assert client.status(id) == "processing", "the other's"

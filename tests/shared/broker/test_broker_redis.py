@@ -121,9 +121,8 @@ class TestRepetition:
             wakes = [Wake("test", id, 1) for id in ids]
             client.publisher.wake(wakes * 4)
             for id in ids:  # and the very same message, five times
-                message = wake_message("test", str(id))
-                raw_id = message.options["redis_message_id"]
-                client.redis.hset(f"{QUEUE}.msgs", raw_id, message.encode())
+                raw_id, body = wake_message("test", str(id))
+                client.redis.hset(f"{QUEUE}.msgs", raw_id, body)
                 client.redis.rpush(QUEUE, *[raw_id] * 5)
             eventually(lambda: not client.undone())
             eventually(lambda: not client.redis.llen(QUEUE))
@@ -157,7 +156,7 @@ class TestNonsense:
     ) -> None:
         if isinstance(body, dict):
             eta = {"eta": body.pop("eta")} if "eta" in body else {}
-            whole = json.loads(wake_message("test", "x").encode())
+            whole = json.loads(wake_message("test", "x")[1])
             whole["options"] |= {"redis_message_id": "odd", **eta}
             body = json.dumps({**whole, **body}).encode()
         before = count(metrics.WAKEUPS, "test", outcome)

@@ -127,8 +127,10 @@ class TestList:
         assert listed(pool, Viewer(org_id, member, "admin"), DeadLetterFilter(org_id=foreign.org_id)) == []
         assert listed(pool, Viewer(org_id, member, "admin"), DeadLetterFilter(ids=[foreign.id])) == []
 
-    def test_every_filter_narrows(self, pool: SyncPool, dead: Dead, admin: Viewer) -> None:
+    def test_every_filter_narrows(self, pool: SyncPool, dead: Dead, admin: Viewer, org_id: UUID) -> None:
         member, batch_id = uuid4(), uuid4()
+        with pool.connection() as conn:
+            insert_batch(conn, NewBatch(batch_id, org_id, None, "upload", 1))
         [a] = dead(code="x.one", created_by=member)
         [b] = dead(type=GRADING_QUIZ.name, code="x.two")
         [c] = dead(batch_id=batch_id)
