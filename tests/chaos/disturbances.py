@@ -191,13 +191,13 @@ def drop_wakeups(stack: ChaosStack, rng: Random, seconds: float) -> None:
             stack.redis.delete(stack.queue_key, f"{stack.queue_key}.msgs")
 
 
-@_disturbance
 def _bent(job_id: str, **fields: Any) -> bytes:
     """A wake-up with some of its fields replaced."""
     _, body = wake_message(kinds.QUEUE, job_id)
     return json.dumps({**json.loads(body), **fields}).encode()
 
 
+@_disturbance
 def send_junk(stack: ChaosStack, rng: Random, seconds: float) -> None:
     """Messages that nobody can read, of actors and queues that do not exist, and for jobs that do not exist."""
     stack.fleet.log.note("junk messages", "redis")
