@@ -194,8 +194,14 @@ def release_orphans(conn: Connection, worker: WorkerIdentity, held: Sequence[UUI
 
 
 def leave(conn: Connection, worker_id: UUID) -> None:
-    """The worker has stopped: nobody need wait for it to be missed."""
-    conn.execute("delete from workers where id = %s", (worker_id,))
+    """The worker has stopped: nobody need wait for it to be missed, nor for what it had reserved."""
+    with conn.transaction():
+        conn.execute(
+            f"""update jobs set lease_until = null, worker_id = null
+                 where status = '{Status.QUEUED}' and hold = {Hold.ALONE.value} and worker_id = %(id)s""",
+            {"id": worker_id},
+        )
+        conn.execute("delete from workers where id = %(id)s", {"id": worker_id})
 
 
 def progress(conn: Connection, id: UUID, attempt: int, worker_id: UUID, percent: int, step: str) -> int | None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from broker_harness import Client, Payload, Stage, worker
@@ -173,6 +174,16 @@ class TestSuspects:
             eventually(lambda: not client.undone())
         assert alone == [0, 0, 0, 0]
         assert all(client.ended_once(id) for id in others)
+
+    def test_what_a_stopped_process_had_reserved_is_free_for_others(
+        self, settings: Settings, client: Client, stage: Stage, alone: list[int], eventually: Eventually
+    ) -> None:
+        id, gone = self.suspect(client, "suspect"), uuid4()
+        with client.pool.connection() as conn:
+            assert store.reserve(conn, queue="test", worker_id=gone)
+            store.leave(conn, gone)
+        with worker(settings, stage):
+            eventually(lambda: client.status(id) == "completed", within=5)
 
     def test_an_idle_process_takes_it_at_once(
         self, settings: Settings, client: Client, stage: Stage, alone: list[int], eventually: Eventually

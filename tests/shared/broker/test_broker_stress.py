@@ -126,7 +126,7 @@ def test_every_job_ends_once_charged_to_nobody_and_all_is_accounted_for(
     assert wrong == [], seed
     assert not any(t.is_alive() for t in threads), seed
     with worker(settings, stage, concurrency=4) as last:
-        eventually(lambda: not client.undone(), within=40)
+        eventually(lambda: not client.undone(), within=80)
         eventually(lambda: not last.runs.all())
     processes.append(last)
 
